@@ -1,0 +1,128 @@
+//! What goes into the engine and what comes out of it.
+
+use std::time::Duration;
+
+use locket_model::kv_cache::CacheSettings;
+
+/// One request: a prompt and `n` continuations of it. The prompt is prefilled once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationRequest {
+    /// The id that the client sees; for logs and spans.
+    pub request_id: String,
+    /// Prompt token ids, at least one, all below the vocabulary size.
+    pub prompt_ids: Vec<u32>,
+    /// Continuations, at least one.
+    pub n: u32,
+    /// Most tokens to generate per continuation, at least one.
+    pub max_tokens: u32,
+    /// How to choose tokens.
+    pub sampling: SamplingParams,
+    /// Number of alternatives to report per token; `None` reports no log-probabilities.
+    pub logprobs: Option<u32>,
+    /// How the sequence uses its block; capacity covers `prompt + max_tokens` for `full`.
+    pub cache: CacheSettings,
+    /// Lower is served earlier.
+    pub priority: i32,
+}
+
+/// Sampler settings. Ranges are checked by the caller.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Nucleus mass, 1 is off; 0 is greedy.
+    pub top_p: f32,
+    /// Keep this many best tokens; 0 is off.
+    pub top_k: u32,
+    /// Keep tokens with at least this share of the best token's probability; 0 is off.
+    pub min_p: f32,
+    /// Divides (positive) or multiplies (negative) logits of all tokens seen in prompt and output; 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted per occurrence in the output.
+    pub frequency_penalty: f32,
+    /// Subtracted once for tokens in the output.
+    pub presence_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// If given, only these may be sampled.
+    pub allowed_token_ids: Option<Vec<u32>>,
+    /// Token sequences that must not be produced: the last token of each is masked after its prefix.
+    pub bad_words: Vec<Vec<u32>>,
+    /// Reproducible sampling. Continuation `i` uses a seed derived from (`seed`, `i`). `None`: random.
+    pub seed: Option<u64>,
+    /// Tokens that end a continuation (the model's own end tokens, unless ignored, are the caller's to add).
+    pub stop_token_ids: Vec<u32>,
+    /// `stop_token_ids` are masked until this many tokens were generated.
+    pub min_tokens: u32,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
+            allowed_token_ids: None,
+            bad_words: Vec::new(),
+            seed: None,
+            stop_token_ids: Vec::new(),
+            min_tokens: 0,
+        }
+    }
+}
+
+/// A token and its log-probability.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenLogprob {
+    /// Token id.
+    pub id: u32,
+    /// Natural logarithm of the model's own probability, before bias, penalties and temperature.
+    pub logprob: f32,
+}
+
+/// One generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampledToken {
+    /// Token id.
+    pub id: u32,
+    /// Its own log-probability, if asked for.
+    pub logprob: Option<f32>,
+    /// The most likely tokens, descending, as many as asked for.
+    pub top_logprobs: Vec<TokenLogprob>,
+}
+
+/// Why a continuation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token was sampled; it is carried here and not sent as a [`SequenceEvent::Token`].
+    Stop {
+        /// The stop token.
+        token_id: u32,
+    },
+    /// `max_tokens` or the end of the context.
+    Length,
+}
+
+/// What a [`SequenceStream`](crate::SequenceStream) yields, in this order: `Started`, any number of
+/// `Token`, then exactly one of `Finished` and `Failed`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SequenceEvent {
+    /// Prefill has ended.
+    Started {
+        /// From submission to the first step that worked on it.
+        queue_time: Duration,
+        /// Prompt tokens whose prefill was skipped.
+        cached_tokens: u32,
+    },
+    /// A token.
+    Token(SampledToken),
+    /// The end.
+    Finished(FinishReason),
+    /// The end without a result.
+    Failed(crate::EngineFailure),
+}

@@ -1,0 +1,137 @@
+//! The LLaMA family's decoder, written once for every backend.
+//!
+//! Geometry and order of operations follow "LLaMA" (arXiv 2302.13971) with grouped-query attention
+//! (arXiv 2305.13245); Mistral's window, Qwen2's biases and Qwen3's head norms are fields of
+//! [`ModelConfig`], not other files.
+
+use crate::{
+    Batch, BlockId, Error, MemoryUse, Model, ModelConfig,
+    kv_cache::{CachePlan, CacheSettings},
+    ops::{Ops, Reg},
+};
+
+/// One decoder layer's weights in the backend's form.
+pub struct Layer<W> {
+    /// Norm before attention `[hidden]`.
+    pub attn_norm: W,
+    /// Fused projection `[q_dim + 2 kv_dim, hidden]`.
+    pub qkv: W,
+    /// Head norms `[head_dim]` of queries and keys.
+    pub qk_norm: Option<(W, W)>,
+    /// Output projection `[hidden, q_dim]`.
+    pub output: W,
+    /// Norm before the MLP `[hidden]`.
+    pub mlp_norm: W,
+    /// Fused gate and up projection `[2 intermediate, hidden]`.
+    pub gate_up: W,
+    /// Down projection `[hidden, intermediate]`.
+    pub down: W,
+}
+
+/// All weights in the backend's form.
+pub struct LlamaWeights<W> {
+    /// Embedding `[vocab, hidden]`; also the head when `head` is `None`.
+    pub embedding: W,
+    /// Decoder layers in order.
+    pub layers: Vec<Layer<W>>,
+    /// Final norm `[hidden]`.
+    pub norm: W,
+    /// Head `[vocab, hidden]`, absent when tied.
+    pub head: Option<W>,
+}
+
+/// A decoder on one backend.
+pub struct Llama<O: Ops> {
+    ops: O,
+    weights: LlamaWeights<O::Weight>,
+}
+
+impl<O: Ops> Llama<O> {
+    /// Joins a backend and the weights that it prepared.
+    pub fn new(ops: O, weights: LlamaWeights<O::Weight>) -> Self {
+        Self { ops, weights }
+    }
+
+    /// The backend, for callers that need more than [`Model`] (training, graph capture).
+    pub fn ops_mut(&mut self) -> &mut O {
+        &mut self.ops
+    }
+
+    /// Runs `batch` up to and without the final norm: the last layer's output is left as
+    /// residual [`Reg::H`] plus delta [`Reg::X`].
+    pub fn hidden(&mut self, batch: &Batch) -> Result<O::Step, Error> {
+        let Self { ops, weights } = self;
+        let step = ops.upload(batch)?;
+        ops.embed(&step, &weights.embedding, Reg::H)?;
+        for (layer_idx, layer) in weights.layers.iter().enumerate() {
+            decode_layer(ops, &step, layer, layer_idx)?;
+        }
+        Ok(step)
+    }
+}
+
+/// One decoder layer. The residual is [`Reg::H`]; on entry of every layer but the first the
+/// previous layer's MLP output is still in [`Reg::X`], so that its addition is fused with the norm.
+pub fn decode_layer<O: Ops>(
+    ops: &mut O,
+    step: &O::Step,
+    layer: &Layer<O::Weight>,
+    layer_idx: usize,
+) -> Result<(), Error> {
+    if layer_idx == 0 {
+        ops.rms_norm(step, &layer.attn_norm, Reg::H, Reg::X)?;
+    } else {
+        ops.add_rms_norm(step, &layer.attn_norm, Reg::H, Reg::X, Reg::X)?;
+    }
+    ops.linear(step, &layer.qkv, Reg::X, Reg::Qkv)?;
+    if let Some((q, k)) = &layer.qk_norm {
+        ops.head_norm(step, q, k)?;
+    }
+    ops.rope(step)?;
+    ops.attend(step, layer_idx)?;
+    ops.linear(step, &layer.output, Reg::Attn, Reg::X)?;
+    ops.add_rms_norm(step, &layer.mlp_norm, Reg::H, Reg::X, Reg::X)?;
+    ops.linear(step, &layer.gate_up, Reg::X, Reg::GateUp)?;
+    ops.silu_mul(step)?;
+    ops.linear(step, &layer.down, Reg::Act, Reg::X)
+}
+
+impl<O: Ops + Send> Model for Llama<O>
+where
+    O::Weight: Send,
+{
+    fn config(&self) -> &ModelConfig {
+        &self.ops.config().model
+    }
+
+    fn cache_plan(&self) -> &CachePlan {
+        &self.ops.config().cache
+    }
+
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
+        let step = self.hidden(batch)?;
+        let Self { ops, weights } = self;
+        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
+        ops.logits(&step, &weights.norm, head, Reg::H, Reg::X, logits)
+    }
+
+    fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
+        self.ops.open_block(block, settings)
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), Error> {
+        self.ops.copy_block(from, to)
+    }
+
+    fn close_block(&mut self, block: BlockId) {
+        self.ops.close_block(block);
+    }
+
+    fn max_batch_rows(&self) -> usize {
+        self.ops.config().max_batch_rows
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.ops.memory()
+    }
+}

@@ -1,0 +1,131 @@
+//! From a path to a running model.
+
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Model, ModelConfig, kv_cache::CachePlan};
+
+/// Which implementation of [`Ops`](crate::ops::Ops) runs the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// Packed kernels on CPU threads.
+    #[default]
+    Cpu,
+    /// Plain candle operations on the CPU: the oracle.
+    Reference,
+    /// Plain candle operations on the first CUDA device.
+    #[cfg(feature = "cuda")]
+    Cuda,
+}
+
+/// Where the tokenizer is to be read from.
+#[derive(Debug, Clone)]
+pub enum TokenizerSource {
+    /// A Hugging Face `tokenizer.json`.
+    Json(PathBuf),
+    /// The vocabulary inside a GGUF file.
+    Gguf(GgufVocabulary),
+}
+
+/// A GGUF file's `tokenizer.*` metadata, lengths checked.
+#[derive(Debug, Clone, Default)]
+pub struct GgufVocabulary {
+    /// `tokenizer.ggml.model`: `gpt2` (byte-pair) or `llama` (SentencePiece).
+    pub model: String,
+    /// `tokenizer.ggml.pre`, the pre-tokenizer's name.
+    pub pre: Option<String>,
+    /// One text per id.
+    pub tokens: Vec<String>,
+    /// `tokenizer.ggml.token_type` per id (1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte).
+    pub token_types: Vec<i32>,
+    /// Scores per id (SentencePiece).
+    pub scores: Vec<f32>,
+    /// Merges (byte-pair), `left right`.
+    pub merges: Vec<String>,
+    /// Start token.
+    pub bos_token_id: Option<u32>,
+    /// End token.
+    pub eos_token_id: Option<u32>,
+    /// Unknown token.
+    pub unknown_token_id: Option<u32>,
+    /// Whether encoding starts with the start token; `None`: the file does not say.
+    pub add_bos_token: Option<bool>,
+    /// Whether encoding ends with the end token.
+    pub add_eos_token: Option<bool>,
+    /// Whether SentencePiece text gets a space in front.
+    pub add_space_prefix: Option<bool>,
+}
+
+/// Defaults for sampling that a checkpoint ships (`generation_config.json`).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct GenerationDefaults {
+    /// Temperature.
+    pub temperature: Option<f32>,
+    /// Nucleus mass.
+    pub top_p: Option<f32>,
+    /// Top-k.
+    pub top_k: Option<u32>,
+    /// Repetition penalty.
+    pub repetition_penalty: Option<f32>,
+}
+
+/// An opened and checked checkpoint: everything but the weights' payload has been read.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The path that was opened.
+    pub path: PathBuf,
+    /// Geometry.
+    pub config: ModelConfig,
+    /// Where the tokenizer is.
+    pub tokenizer: TokenizerSource,
+    /// Jinja chat template, if the checkpoint has one.
+    pub chat_template: Option<String>,
+    /// Sampling defaults.
+    pub generation: GenerationDefaults,
+    /// Most frequent stored type of the matrices: `Q4_1`, `bf16`, …
+    pub quantization: String,
+    /// Bytes of all tensors as stored.
+    pub weight_bytes: u64,
+    /// Hex digest that names the weights (of the file's header and size, not of every byte):
+    /// part of `system_fingerprint`.
+    pub fingerprint: String,
+}
+
+/// How to build the model.
+#[derive(Debug, Clone)]
+pub struct BuildOptions {
+    /// The backend.
+    pub backend: Backend,
+    /// Blocks to allocate.
+    pub cache: CachePlan,
+    /// Rows of the largest batch.
+    pub max_batch_rows: usize,
+    /// CPU threads, the engine's own included; 0 means all physical cores that may be used.
+    pub threads: usize,
+}
+
+impl Checkpoint {
+    /// Opens a `.gguf` file, or a folder with `config.json` and safetensors (or exactly one
+    /// `.gguf`), and checks names, shapes and types of every tensor.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::BrokenFile`], [`Error::Config`], [`Error::Tensor`]; never a panic,
+    /// and never an allocation sized by an unchecked length.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Err(Error::Plan(format!("{}: not built yet", path.display())))
+    }
+
+    /// Bytes of weights and workspace that [`Self::build`] will hold, before it is called.
+    pub fn planned_bytes(&self, backend: Backend, max_batch_rows: usize) -> u64 {
+        let _ = (backend, max_batch_rows);
+        self.weight_bytes
+    }
+
+    /// Loads the weights and allocates everything.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`Error::Device`].
+    pub fn build(&self, options: &BuildOptions) -> Result<Box<dyn Model>, Error> {
+        let _ = options;
+        Err(Error::Plan("not built yet".into()))
+    }
+}

@@ -1,0 +1,160 @@
+//! The operations that a decoder is made of, on named registers of a workspace.
+//!
+//! `llama.rs` is written once against [`Ops`]; a backend decides what a register is: a candle
+//! tensor ([`reference`]), a flat buffer beside its int8 form ([`cpu`]), or device memory. A device
+//! backend's launches of one forward pass can be captured as a graph, because every operation
+//! reads what changes from step to step through the uploaded [`Ops::Step`] alone.
+
+pub mod cpu;
+pub mod reference;
+
+use std::sync::Arc;
+
+use candle_core::{Tensor, quantized::QTensor};
+
+use crate::{
+    BlockId, Error, MemoryUse, ModelConfig,
+    batch::Batch,
+    kv_cache::{CachePlan, CacheSettings},
+};
+
+/// A register: a `[rows, width]` activation that the backend's workspace owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reg {
+    /// The residual stream, `hidden_size` wide.
+    H,
+    /// Normalised input of a projection, or its output on the way to the residual, `hidden_size`.
+    X,
+    /// Queries, keys and values of a layer, `q_dim + 2 kv_dim`.
+    Qkv,
+    /// Attention's output, `q_dim`.
+    Attn,
+    /// Gate and up projections side by side, `2 intermediate_size`.
+    GateUp,
+    /// `silu(gate) * up`, `intermediate_size`.
+    Act,
+}
+
+/// A tensor as it was stored.
+#[derive(Debug, Clone)]
+pub enum RawTensor {
+    /// f32, f16 or bf16, on the CPU.
+    Dense(Tensor),
+    /// A GGUF block format, still quantised, on the CPU.
+    Quantized(Arc<QTensor>),
+}
+
+/// What [`Ops::prepare`] turns into the backend's own form.
+#[derive(Debug, Clone)]
+pub struct WeightSpec {
+    /// Matrices `[out_i, in]`, stacked along their rows in this order (fused Q, K, V; gate, up).
+    /// Parts may have different stored types. A norm's weight is one part `[width]`.
+    pub parts: Vec<RawTensor>,
+    /// Bias `[sum of out_i]`.
+    pub bias: Option<Tensor>,
+    /// How the weight will be used.
+    pub role: WeightRole,
+}
+
+/// What a weight is for; decides its prepared form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightRole {
+    /// Argument of [`Ops::linear`].
+    Linear,
+    /// Argument of [`Ops::embed`].
+    Embedding,
+    /// Argument of [`Ops::embed`] and of [`Ops::logits`]: a tied head.
+    TiedEmbedding,
+    /// Argument of [`Ops::logits`].
+    Head,
+    /// Argument of the norms.
+    Norm,
+}
+
+/// What a backend must know before the first weight.
+#[derive(Debug, Clone)]
+pub struct OpsConfig {
+    /// The model's geometry.
+    pub model: ModelConfig,
+    /// Blocks to allocate.
+    pub cache: CachePlan,
+    /// Rows of the largest batch.
+    pub max_batch_rows: usize,
+    /// CPU threads, the calling one included.
+    pub threads: usize,
+}
+
+/// The operations. Registers hold `[rows, width]` of the step's batch.
+///
+/// Backends fail only for device errors; shapes were checked when weights were loaded.
+pub trait Ops {
+    /// A prepared weight.
+    type Weight;
+    /// Handle of an uploaded batch.
+    type Step;
+
+    /// Fuses, reorders and packs a weight into the backend's form.
+    fn prepare(&mut self, spec: WeightSpec) -> Result<Self::Weight, Error>;
+
+    /// Checks `batch` against the cache and brings it to where the operations read it.
+    fn upload(&mut self, batch: &Batch) -> Result<Self::Step, Error>;
+
+    /// `dst = table[ids]`.
+    fn embed(&mut self, step: &Self::Step, table: &Self::Weight, dst: Reg) -> Result<(), Error>;
+
+    /// `dst = rms_norm(src) * weight`.
+    fn rms_norm(&mut self, step: &Self::Step, weight: &Self::Weight, src: Reg, dst: Reg) -> Result<(), Error>;
+
+    /// `residual += delta; dst = rms_norm(residual) * weight`.
+    fn add_rms_norm(
+        &mut self,
+        step: &Self::Step,
+        weight: &Self::Weight,
+        residual: Reg,
+        delta: Reg,
+        dst: Reg,
+    ) -> Result<(), Error>;
+
+    /// `dst = src * weightᵀ + bias`.
+    fn linear(&mut self, step: &Self::Step, weight: &Self::Weight, src: Reg, dst: Reg) -> Result<(), Error>;
+
+    /// RMS norm over `head_dim` of every query head (weight `q`) and key head (`k`) in [`Reg::Qkv`].
+    fn head_norm(&mut self, step: &Self::Step, q: &Self::Weight, k: &Self::Weight) -> Result<(), Error>;
+
+    /// Rotates queries and keys in [`Reg::Qkv`] by their positions.
+    fn rope(&mut self, step: &Self::Step) -> Result<(), Error>;
+
+    /// Per sequence: fold if the layer's block is full, append keys and values, attend; reads
+    /// [`Reg::Qkv`], writes [`Reg::Attn`]. Queries read keys and values in stored form.
+    fn attend(&mut self, step: &Self::Step, layer: usize) -> Result<(), Error>;
+
+    /// `Act = silu(gate) * up` of [`Reg::GateUp`].
+    fn silu_mul(&mut self, step: &Self::Step) -> Result<(), Error>;
+
+    /// For the sample rows only: `residual += delta`, final norm, head; writes
+    /// `[samples, vocab_size]` into `out`. Does not change the registers.
+    fn logits(
+        &mut self,
+        step: &Self::Step,
+        norm: &Self::Weight,
+        head: &Self::Weight,
+        residual: Reg,
+        delta: Reg,
+        out: &mut Vec<f32>,
+    ) -> Result<(), Error>;
+
+    /// See [`Model::open_block`](crate::Model::open_block).
+    fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error>;
+
+    /// See [`Model::copy_block`](crate::Model::copy_block).
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), Error>;
+
+    /// See [`Model::close_block`](crate::Model::close_block).
+    fn close_block(&mut self, block: BlockId);
+
+    /// The configuration that the backend was built with.
+    fn config(&self) -> &OpsConfig;
+
+    /// Bytes of weights prepared so far, workspace and cache.
+    fn memory(&self) -> MemoryUse;
+}
