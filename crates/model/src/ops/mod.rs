@@ -7,6 +7,7 @@
 
 pub mod cpu;
 pub mod reference;
+pub mod rope;
 
 use std::sync::Arc;
 
