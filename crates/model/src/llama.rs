@@ -57,6 +57,11 @@ impl<O: Ops> Llama<O> {
         &mut self.ops
     }
 
+    /// The backend and the weights, for callers that drive operations of their own.
+    pub fn parts_mut(&mut self) -> (&mut O, &LlamaWeights<O::Weight>) {
+        (&mut self.ops, &self.weights)
+    }
+
     /// Runs `batch` up to and without the final norm: the last layer's output is left as
     /// residual [`Reg::H`] plus delta [`Reg::X`].
     pub fn hidden(&mut self, batch: &Batch) -> Result<O::Step, Error> {

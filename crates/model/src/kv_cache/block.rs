@@ -2,6 +2,7 @@
 //! that folds.
 
 use super::{CacheGeometry, CacheSettings, LayerView};
+use crate::Error;
 
 /// A survivor's new place: copy key, value and side arrays of `head` from slot `from` to `to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct BlockState {
     len: Vec<u32>,
     /// Whether a layer has folded before `[layers]`.
     folded: Vec<bool>,
+    /// One past the position of the last token appended.
+    next_position: u32,
     /// Position of the token in each slot `[layers, kv_heads, stride]`.
     positions: Vec<u32>,
 }
@@ -56,6 +59,7 @@ impl BlockState {
             settings: None,
             len: vec![0; geometry.num_layers],
             folded: vec![false; geometry.num_layers],
+            next_position: 0,
             positions: vec![0; geometry.num_layers * geometry.num_kv_heads * stride],
         }
     }
@@ -81,7 +85,39 @@ impl BlockState {
         self.settings = None;
         self.len.fill(0);
         self.folded.fill(false);
+        self.next_position = 0;
         self.positions.fill(0);
+    }
+
+    /// Position that the sequence's next token must have.
+    pub fn next_position(&self) -> u32 {
+        self.next_position
+    }
+
+    /// Checks that `rows` tokens, the first at `position`, may be appended next.
+    ///
+    /// # Errors
+    /// [`Error::InvalidBatch`] if the block is not open, the tokens do not continue its sequence,
+    /// or they would overflow a block that never folds.
+    pub fn check_append(&self, position: u32, rows: usize) -> Result<(), Error> {
+        let Some(settings) = self.settings else {
+            return Err(Error::InvalidBatch("a sequence's block was not opened".into()));
+        };
+        if position != self.next_position {
+            return Err(Error::InvalidBatch(format!(
+                "a sequence's rows start at position {position}, but its block goes on at {}",
+                self.next_position
+            )));
+        }
+        let capacity = settings.capacity() as usize;
+        // The first layer folds last, so it is the fullest before any fold.
+        if settings.ring == 0 && self.len(0) + rows > capacity {
+            return Err(Error::InvalidBatch(format!(
+                "{rows} rows do not fit: {} of {capacity} slots are filled and the block never folds",
+                self.len(0)
+            )));
+        }
+        Ok(())
     }
 
     /// Filled slots of `layer`.
@@ -142,6 +178,9 @@ impl BlockState {
             self.positions[at..at + positions.len()].copy_from_slice(positions);
         }
         self.len[layer] += positions.len() as u32;
+        if let Some(&last) = positions.last() {
+            self.next_position = last + 1;
+        }
         start
     }
 
@@ -210,6 +249,7 @@ impl BlockState {
         self.settings = other.settings;
         self.len.copy_from_slice(&other.len);
         self.folded.copy_from_slice(&other.folded);
+        self.next_position = other.next_position;
         for layer in 0..self.geometry.num_layers {
             for head in 0..self.geometry.num_kv_heads {
                 let len = self.len(layer);

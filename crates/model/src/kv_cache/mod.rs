@@ -101,6 +101,31 @@ impl CacheSettings {
     pub fn capacity(&self) -> u32 {
         self.slots + self.ring
     }
+
+    /// Checks the settings against a block whose memory has `stride` slots per layer and head.
+    ///
+    /// # Errors
+    /// [`Error::InvalidBatch`](crate::Error::InvalidBatch) naming the field that is wrong.
+    pub fn check(&self, stride: usize) -> Result<(), crate::Error> {
+        let invalid = |reason: String| Err(crate::Error::InvalidBatch(reason));
+        if u64::from(self.slots) + u64::from(self.ring) > stride as u64 {
+            return invalid(format!(
+                "settings need {} + {} slots, but the block has {stride}",
+                self.slots, self.ring
+            ));
+        }
+        match self.method {
+            _ if self.slots == 0 => invalid("slots is 0; at least one token must survive a fold".into()),
+            CacheMethod::Full if self.ring != 0 => {
+                invalid(format!("ring is {}, but method full never folds", self.ring))
+            }
+            CacheMethod::Window if self.ring == 0 => invalid("ring is 0; method window needs one".into()),
+            CacheMethod::Window if self.sinks >= self.slots => {
+                invalid(format!("sinks is {}, but must be below slots, {}", self.sinks, self.slots))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What a method sees of one layer of one block when it ranks.
