@@ -1,0 +1,48 @@
+//! `/metrics` tells what happened: exact counts after known requests, vLLM's names and ours.
+
+use locket_tests::Server;
+use serde_json::json;
+
+#[tokio::test]
+async fn counters_add_up() {
+    let server = Server::start(&[]);
+    let body = json!({
+        "model": "smollm2", "max_tokens": 5, "ignore_eos": true, "temperature": 0,
+        "messages": [{"role": "user", "content": "Hello there"}],
+    });
+    let mut prompt_tokens = 0.0;
+    for _ in 0..3 {
+        let response = server.post_ok("/v1/chat/completions", &body).await;
+        prompt_tokens += response["usage"]["prompt_tokens"].as_f64().unwrap();
+    }
+    let model = "model_name=\"smollm2\"";
+    assert_eq!(server.metric("vllm:prompt_tokens_total", &[model]).await, prompt_tokens);
+    assert_eq!(server.metric("vllm:generation_tokens_total", &[model]).await, 15.0);
+    assert_eq!(server.metric("vllm:request_success_total", &["finished_reason=\"length\""]).await, 3.0);
+    for histogram in [
+        "vllm:time_to_first_token_seconds",
+        "vllm:e2e_request_latency_seconds",
+        "vllm:request_queue_time_seconds",
+    ] {
+        assert_eq!(server.metric(&format!("{histogram}_count"), &[model]).await, 3.0, "{histogram}");
+    }
+    assert_eq!(server.metric("vllm:inter_token_latency_seconds_count", &[model]).await, 12.0);
+    assert_eq!(server.metric("vllm:num_requests_running", &[model]).await, 0.0);
+    assert_eq!(server.metric("vllm:num_requests_waiting", &[model]).await, 0.0);
+    assert_eq!(server.metric("vllm:kv_cache_usage_perc", &[model]).await, 0.0);
+    assert_eq!(server.metric("locket_slots", &["state=\"used\""]).await, 0.0);
+    assert!(server.metric("locket_slots", &["state=\"total\""]).await > 0.0);
+    assert!(server.metric("locket_memory_bytes", &["pool=\"weights\""]).await > 5e7);
+    assert!(server.metric("locket_step_seconds_count", &[]).await >= 15.0);
+    assert!(server.metric("process_resident_memory_bytes", &[]).await > 0.0);
+}
+
+#[tokio::test]
+async fn probes_and_version() {
+    let server = Server::start(&[]);
+    for path in ["/health", "/health/live", "/ping", "/ready", "/health/ready", "/version"] {
+        assert_eq!(server.get(path).await.0, 200, "{path}");
+    }
+    let version: serde_json::Value = serde_json::from_str(&server.get("/version").await.1).unwrap();
+    assert!(version["version"].as_str().unwrap().starts_with("0."));
+}

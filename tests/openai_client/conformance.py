@@ -1,0 +1,166 @@
+"""Every route built so far through the official client with strict response validation.
+
+Usage: conformance.py URL BUSY_URL
+  URL       a server with the default model under the name `smollm2`
+  BUSY_URL  one with --max-running 1 --max-waiting 1, to be overloaded
+"""
+
+import sys
+import threading
+
+import openai
+from openai import OpenAI
+
+MODEL = "smollm2"
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def client(url, **options):
+    return OpenAI(base_url=url + "/v1", api_key="unused", max_retries=0, _strict_response_validation=True, **options)
+
+
+def models(api):
+    listed = api.models.list()
+    assert [model.id for model in listed.data] == [MODEL], listed
+    assert api.models.retrieve(MODEL).owned_by == "locket"
+
+
+def chat(api):
+    answer = api.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=30)
+    assert "Paris" in answer.choices[0].message.content, answer
+    assert answer.choices[0].finish_reason == "stop"
+    several = api.chat.completions.create(model=MODEL, messages=QUESTION, n=3, seed=1, max_tokens=8)
+    assert [choice.index for choice in several.choices] == [0, 1, 2]
+    scored = api.chat.completions.create(
+        model=MODEL, messages=QUESTION, temperature=0, max_tokens=8, logprobs=True, top_logprobs=4
+    )
+    entries = scored.choices[0].logprobs.content
+    assert b"".join(bytes(entry.bytes) for entry in entries).decode() == scored.choices[0].message.content
+    assert all(len(entry.top_logprobs) == 4 for entry in entries)
+    every = api.chat.completions.create(
+        model=MODEL,
+        messages=[
+            {"role": "system", "content": "You are terse."},
+            {"role": "user", "content": [{"type": "text", "text": "Say hello."}]},
+            {"role": "assistant", "content": "Hello."},
+            {"role": "user", "content": "Again."},
+        ],
+        max_completion_tokens=6,
+        temperature=0.5,
+        top_p=0.9,
+        frequency_penalty=0.1,
+        presence_penalty=0.1,
+        logit_bias={"5": -100},
+        stop=["\n\n"],
+        seed=1,
+        user="someone",
+        metadata={"a": "b"},
+        store=False,
+        service_tier="auto",
+        extra_body={"top_k": 40, "min_p": 0.01, "repetition_penalty": 1.05, "min_tokens": 1},
+    )
+    assert every.choices[0].message.role == "assistant"
+
+
+def chat_stream(api):
+    plain = api.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=30)
+    chunks = list(
+        api.chat.completions.create(
+            model=MODEL,
+            messages=QUESTION,
+            temperature=0,
+            max_tokens=30,
+            stream=True,
+            stream_options={"include_usage": True},
+            logprobs=True,
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == plain.choices[0].message.content
+    assert chunks[-1].usage == plain.usage or chunks[-1].usage.total_tokens == plain.usage.total_tokens
+    assert not chunks[-1].choices
+    with api.chat.completions.stream(model=MODEL, messages=QUESTION, temperature=0, max_tokens=30) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_completion().choices[0].message.content == text
+
+
+def completions(api, url):
+    plain = api.completions.create(model=MODEL, prompt="The sky is", max_tokens=6, temperature=0)
+    assert plain.choices[0].text
+    scored = api.completions.create(model=MODEL, prompt="The sky is", max_tokens=6, temperature=0, logprobs=3)
+    assert len(scored.choices[0].logprobs.tokens) == 6
+    # The client's type of a streamed completion has no null finish reason, the wire format has.
+    relaxed = OpenAI(base_url=url + "/v1", api_key="unused", max_retries=0)
+    pieces = relaxed.completions.create(model=MODEL, prompt="The sky is", max_tokens=6, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in pieces) == plain.choices[0].text
+
+
+def refused(kind, code, param, call):
+    try:
+        call()
+    except kind as error:
+        assert error.code == code, error
+        assert error.param == param, error
+        assert error.request_id, error
+        return error
+    raise AssertionError(f"{code} was not raised")
+
+
+def errors(api, busy):
+    ask = api.chat.completions.create
+    error = refused(
+        openai.BadRequestError,
+        "decimal_above_max_value",
+        "temperature",
+        lambda: ask(model=MODEL, messages=QUESTION, temperature=3),
+    )
+    assert error.type == "invalid_request_error"
+    refused(openai.NotFoundError, "model_not_found", "model", lambda: ask(model="nobody", messages=QUESTION))
+    refused(
+        openai.BadRequestError,
+        "unsupported_parameter",
+        "response_format",
+        lambda: ask(model=MODEL, messages=QUESTION, response_format={"type": "json_object"}),
+    )
+    # One runs, one waits, the third is refused.
+    endless = dict(model=MODEL, messages=QUESTION, max_tokens=4000, stream=True, extra_body={"ignore_eos": True})
+    running = busy.chat.completions.create(**endless)
+    next(iter(running))
+    held, opened = [], threading.Event()
+
+    def wait():
+        try:
+            held.append(busy.chat.completions.create(**endless))
+            opened.set()
+        except openai.APIStatusError:
+            pass
+
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    # Of three more, one fits into the queue: the others end with 503, so two threads finish.
+    while sum(thread.is_alive() for thread in threads) > 1:
+        for thread in threads:
+            thread.join(0.01)
+    error = refused(
+        openai.InternalServerError, "server_overloaded", None, lambda: busy.chat.completions.create(**endless)
+    )
+    assert error.status_code == 503 and int(error.response.headers["retry-after"]) >= 1
+    running.close()
+    opened.wait()
+    held[0].close()
+
+
+def main():
+    url, busy_url = sys.argv[1:3]
+    api = client(url)
+    models(api)
+    chat(api)
+    chat_stream(api)
+    completions(api, url)
+    errors(api, client(busy_url))
+    print("conformance: all routes passed")
+
+
+main()
