@@ -24,7 +24,10 @@ async fn text(server: &Server, number: usize) -> String {
 
 #[tokio::test]
 async fn alone_equals_in_a_batch_of_32() {
-    for cache in [&["--cache-method", "full"][..], &["--cache-method", "window", "--cache-slots", "64", "--cache-ring", "32"]] {
+    for cache in [
+        &["--cache-method", "full"][..],
+        &["--cache-method", "window", "--cache-slots", "64", "--cache-ring", "32"],
+    ] {
         let server = Server::start(cache);
         let mut alone = Vec::new();
         for number in 0..32 {

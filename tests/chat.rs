@@ -28,7 +28,12 @@ async fn answers_the_capital_of_france() {
     let usage = &response["usage"];
     let sum = usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap();
     assert_eq!(usage["total_tokens"], sum);
-    let count = server.post_ok("/tokenize", &json!({"messages": [{"role": "user", "content": "What is the capital of France?"}]})).await;
+    let count = server
+        .post_ok(
+            "/tokenize",
+            &json!({"messages": [{"role": "user", "content": "What is the capital of France?"}]}),
+        )
+        .await;
     assert_eq!(usage["prompt_tokens"], count["count"]);
 }
 
@@ -61,7 +66,8 @@ async fn stop_strings_end_the_text_across_token_borders() {
     let characters: Vec<char> = text.chars().collect();
     for start in 1..characters.len().min(20) - 3 {
         let stop: String = characters[start..start + 3].iter().collect();
-        let response = server.post_ok("/v1/chat/completions", &with(body.clone(), json!({"stop": [stop]}))).await;
+        let response =
+            server.post_ok("/v1/chat/completions", &with(body.clone(), json!({"stop": [stop]}))).await;
         let expected = &text[..text.find(&stop).unwrap()];
         assert_eq!(content(&response, 0), expected, "stop {stop:?}");
         assert_eq!(response["choices"][0]["finish_reason"], "stop");
@@ -96,7 +102,8 @@ async fn logprobs_are_of_the_tokens_and_join_to_the_text() {
 async fn completions_take_text_and_ids_and_report_logprobs() {
     let server = Server::start(&[]);
     let tokens = server.post_ok("/tokenize", &json!({"prompt": "The sky is"})).await["tokens"].clone();
-    let body = json!({"model": "smollm2", "prompt": "The sky is", "max_tokens": 6, "temperature": 0, "logprobs": 2});
+    let body =
+        json!({"model": "smollm2", "prompt": "The sky is", "max_tokens": 6, "temperature": 0, "logprobs": 2});
     let text = server.post_ok("/v1/completions", &body).await;
     let ids = server.post_ok("/v1/completions", &with(body.clone(), json!({"prompt": tokens}))).await;
     assert_eq!(text["choices"][0]["text"], ids["choices"][0]["text"]);
@@ -137,7 +144,8 @@ async fn biases_and_masks_are_obeyed() {
 #[tokio::test]
 async fn window_cache_answers_beyond_its_slots() {
     let server = Server::start(&["--cache-method", "window", "--cache-slots", "64", "--cache-ring", "64"]);
-    let body = with(question("Count from one to fifty in words."), json!({"max_tokens": 300, "ignore_eos": true}));
+    let body =
+        with(question("Count from one to fifty in words."), json!({"max_tokens": 300, "ignore_eos": true}));
     let response = server.post_ok("/v1/chat/completions", &body).await;
     assert_eq!(response["usage"]["completion_tokens"], 300);
 }

@@ -9,7 +9,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 
 fn chat(fields: Value) -> Value {
-    let mut body = json!({"model": "smollm2", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1});
+    let mut body =
+        json!({"model": "smollm2", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1});
     for (name, value) in fields.as_object().unwrap() {
         body[name] = value.clone();
     }
@@ -26,8 +27,18 @@ fn rows() -> Vec<Row> {
         (json!({"model": "smollm2"}), 400, "missing_required_parameter", "messages"),
         (chat(json!({"messages": []})), 400, "empty_array", "messages"),
         (chat(json!({"messages": "Hi"})), 400, "invalid_type", "messages"),
-        (chat(json!({"messages": [{"content": "Hi"}]})), 400, "missing_required_parameter", "messages[0].role"),
-        (chat(json!({"messages": [{"role": "robot", "content": "Hi"}]})), 400, "invalid_value", "messages[0].role"),
+        (
+            chat(json!({"messages": [{"content": "Hi"}]})),
+            400,
+            "missing_required_parameter",
+            "messages[0].role",
+        ),
+        (
+            chat(json!({"messages": [{"role": "robot", "content": "Hi"}]})),
+            400,
+            "invalid_value",
+            "messages[0].role",
+        ),
         (message(json!(5)), 400, "invalid_type", "messages[0].content"),
         (message(json!([{"type": "text", "text": 5}])), 400, "invalid_type", "messages[0].content[0].text"),
         (
@@ -46,7 +57,7 @@ fn rows() -> Vec<Row> {
         (chat(json!({"max_completion_tokens": 1.5})), 400, "invalid_type", "max_completion_tokens"),
         (chat(json!({"n": 0})), 400, "integer_below_min_value", "n"),
         (chat(json!({"n": 1000})), 400, "integer_above_max_value", "n"),
-        (chat(json!({"stop": ["a"; 17]})), 400, "array_above_max_length", "stop"),
+        (chat(json!({"stop": vec!["a"; 17]})), 400, "array_above_max_length", "stop"),
         (chat(json!({"stop": [""]})), 400, "empty_string", "stop[0]"),
         (chat(json!({"stop": "x".repeat(257)})), 400, "string_above_max_length", "stop"),
         (chat(json!({"presence_penalty": 3})), 400, "decimal_above_max_value", "presence_penalty"),
@@ -54,15 +65,35 @@ fn rows() -> Vec<Row> {
         (chat(json!({"logprobs": true, "top_logprobs": 21})), 400, "integer_above_max_value", "top_logprobs"),
         (chat(json!({"stream_options": {"include_usage": true}})), 400, "invalid_value", "stream_options"),
         (chat(json!({"tools": []})), 400, "empty_array", "tools"),
-        (chat(json!({"tools": [{"type": "function", "function": {"name": "f"}}]})), 400, "unsupported_parameter", "tools"),
-        (chat(json!({"response_format": {"type": "json_object"}})), 400, "unsupported_parameter", "response_format"),
+        (
+            chat(json!({"tools": [{"type": "function", "function": {"name": "f"}}]})),
+            400,
+            "unsupported_parameter",
+            "tools",
+        ),
+        (
+            chat(json!({"response_format": {"type": "json_object"}})),
+            400,
+            "unsupported_parameter",
+            "response_format",
+        ),
         (chat(json!({"guided_json": {}})), 400, "unsupported_parameter", "guided_json"),
-        (chat(json!({"structured_outputs": {"regex": "a"}})), 400, "unsupported_parameter", "structured_outputs"),
+        (
+            chat(json!({"structured_outputs": {"regex": "a"}})),
+            400,
+            "unsupported_parameter",
+            "structured_outputs",
+        ),
         (chat(json!({"audio": {}})), 400, "unsupported_parameter", "audio"),
         (chat(json!({"functions": []})), 400, "unsupported_parameter", "functions"),
         (chat(json!({"use_beam_search": true})), 400, "unsupported_parameter", "use_beam_search"),
         (chat(json!({"modalities": ["audio"]})), 400, "unsupported_value", "modalities[0]"),
-        (chat(json!({"locket": {"kv_cache": {"method": "magic"}}})), 400, "invalid_value", "locket.kv_cache.method"),
+        (
+            chat(json!({"locket": {"kv_cache": {"method": "magic"}}})),
+            400,
+            "invalid_value",
+            "locket.kv_cache.method",
+        ),
         (chat(json!({"max_tokens": 100_000})), 400, "context_length_exceeded", "messages"),
         (
             chat(json!({"messages": [{"role": "user", "content": "word ".repeat(9000)}]})),
@@ -114,7 +145,8 @@ async fn routes_methods_and_media_types() {
     assert_eq!(response.status(), 415);
     check(&response.json().await.unwrap(), "unsupported_media_type", "");
 
-    let request = client.post(url("/v1/chat/completions")).header("content-type", "application/json").body("{\"a\":");
+    let request =
+        client.post(url("/v1/chat/completions")).header("content-type", "application/json").body("{\"a\":");
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), 400);
     check(&response.json().await.unwrap(), "invalid_json", "");
@@ -174,11 +206,46 @@ fn junk(rng: &mut StdRng, depth: usize) -> Value {
 }
 
 const FIELDS: [&str; 40] = [
-    "messages", "model", "prompt", "max_tokens", "temperature", "top_p", "n", "seed", "stop", "logit_bias", "logprobs",
-    "top_logprobs", "stream", "stream_options", "response_format", "tools", "tool_choice", "user", "metadata",
-    "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids", "bad_words",
-    "allowed_token_ids", "echo", "suffix", "best_of", "locket", "priority", "documents", "chat_template_kwargs",
-    "truncate_prompt_tokens", "service_tier", "modalities", "request_id", "cache_salt", "prompt_logprobs",
+    "messages",
+    "model",
+    "prompt",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "n",
+    "seed",
+    "stop",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "stream",
+    "stream_options",
+    "response_format",
+    "tools",
+    "tool_choice",
+    "user",
+    "metadata",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+    "bad_words",
+    "allowed_token_ids",
+    "echo",
+    "suffix",
+    "best_of",
+    "locket",
+    "priority",
+    "documents",
+    "chat_template_kwargs",
+    "truncate_prompt_tokens",
+    "service_tier",
+    "modalities",
+    "request_id",
+    "cache_salt",
+    "prompt_logprobs",
 ];
 
 /// A body that is wrong in one of many ways.
@@ -224,7 +291,8 @@ async fn ten_thousand_malformed_bodies() {
                 .header("content-type", "application/json")
                 .body(body.clone());
             async move {
-                let response = request.send().await.unwrap_or_else(|e| panic!("body {number} of seed {seed}: {e}"));
+                let response =
+                    request.send().await.unwrap_or_else(|e| panic!("body {number} of seed {seed}: {e}"));
                 let status = response.status().as_u16();
                 let text = response.text().await.expect("a body");
                 let shown = String::from_utf8_lossy(&body[..body.len().min(300)]).into_owned();

@@ -51,7 +51,8 @@ async fn streamed_equals_unstreamed() {
 #[tokio::test]
 async fn events_come_in_the_documented_order() {
     let server = Server::start(&[]);
-    let chunks = server.stream("/v1/chat/completions", &body(json!({"stream": true, "temperature": 0}))).await;
+    let chunks =
+        server.stream("/v1/chat/completions", &body(json!({"stream": true, "temperature": 0}))).await;
     let first = &chunks[0];
     assert_eq!(first["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
     for chunk in &chunks {
@@ -77,7 +78,9 @@ async fn streamed_logprobs_belong_to_their_deltas() {
     let fields = json!({"stream": true, "temperature": 0, "logprobs": true, "top_logprobs": 1});
     let chunks = server.stream("/v1/chat/completions", &body(fields)).await;
     for choice in chunks.iter().map(|chunk| &chunk["choices"][0]) {
-        let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) else { continue };
+        let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) else {
+            continue;
+        };
         let bytes: Vec<u8> = choice["logprobs"]["content"]
             .as_array()
             .unwrap()

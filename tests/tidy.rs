@@ -30,7 +30,8 @@ fn crates_depend_only_on_those_below() {
     for (height, name) in line.iter().enumerate() {
         let manifest = text(Path::new(&format!("crates/{name}/Cargo.toml"))).expect("a manifest");
         for above in &line[..=height] {
-            let dependency = if *above == "locket" { "locket.".to_owned() } else { format!("locket-{above}.") };
+            let dependency =
+                if *above == "locket" { "locket.".to_owned() } else { format!("locket-{above}.") };
             assert!(!manifest.contains(&format!("\n{dependency}workspace")), "{name} depends on {above}");
         }
     }
@@ -44,7 +45,8 @@ fn every_path_named_in_the_documents_exists() {
         for word in document.split('`').skip(1).step_by(2).chain(links(&document)) {
             let word = word.split('#').next().unwrap_or_default();
             let roots = ["crates/", "tests/", "docs/", "config/", "benches/", "deploy/", "docker/", ".ci/"];
-            let is_path = roots.iter().any(|root| word.starts_with(root)) && !word.contains([' ', '*', '{', '<']);
+            let is_path =
+                roots.iter().any(|root| word.starts_with(root)) && !word.contains([' ', '*', '{', '<']);
             if is_path {
                 named += 1;
                 assert!(repository().join(word).exists(), "{}: {word} does not exist", path.display());
@@ -69,7 +71,11 @@ fn no_tabs_no_trailing_spaces_no_unfinished_work() {
             continue;
         }
         let content = text(&path).unwrap_or_else(|| panic!("{} is not UTF-8", path.display()));
-        assert!(content.is_empty() || content.ends_with('\n'), "{} does not end with a newline", path.display());
+        assert!(
+            content.is_empty() || content.ends_with('\n'),
+            "{} does not end with a newline",
+            path.display()
+        );
         for (number, line) in content.lines().enumerate() {
             let at = || format!("{}:{}", path.display(), number + 1);
             assert!(!line.contains('\t'), "tab at {}", at());

@@ -228,7 +228,8 @@ fn choices(chunks: &[Value], index: u64) -> impl Iterator<Item = &Value> {
 /// virtual environment under the target folder that is made once.
 pub fn python(requirements: &Path) -> PathBuf {
     let pinned = std::fs::read_to_string(requirements).expect("the requirements can be read");
-    let name = requirements.parent().and_then(Path::file_name).expect("a folder").to_string_lossy().into_owned();
+    let name =
+        requirements.parent().and_then(Path::file_name).expect("a folder").to_string_lossy().into_owned();
     let folder = repository().join("target/python").join(name);
     let (interpreter, stamp) = (folder.join("bin/python"), folder.join("requirements.txt"));
     if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == pinned) {
