@@ -1,0 +1,105 @@
+//! Activations as int8 blocks.
+
+use super::simd::{LANES, Simd};
+
+/// Numbers that share a scale, in weights and in activations.
+pub const QUANT_BLOCK: usize = 32;
+
+/// 32 activations: `x ≈ scale * q`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(16))]
+pub(super) struct ActBlock {
+    /// Rounded to nearest, within ±127.
+    pub(super) q: [i8; QUANT_BLOCK],
+    /// Largest magnitude / 127; NaN if any number was not finite, so that results show it.
+    pub(super) scale: f32,
+    /// `scale * sum(q)`: the share of a weight block's minimum.
+    pub(super) scaled_sum: f32,
+    /// `-128 * sum(q)`: takes back the offset that makes signed weights unsigned.
+    pub(super) offset: i32,
+}
+
+/// Rows of activations in int8: 32 numbers share an f32 scale.
+#[derive(Debug, Clone)]
+pub struct QuantRows {
+    blocks: Vec<ActBlock>,
+    max_rows: usize,
+    width: usize,
+}
+
+impl QuantRows {
+    /// Room for `max_rows` rows of `width` numbers.
+    ///
+    /// # Panics
+    /// If `width` is no multiple of 32: such an activation has no int8 form.
+    pub fn new(max_rows: usize, width: usize) -> Self {
+        assert_eq!(width % QUANT_BLOCK, 0, "int8 rows are whole blocks of {QUANT_BLOCK}");
+        Self { blocks: vec![ActBlock::default(); max_rows * width / QUANT_BLOCK], max_rows, width }
+    }
+
+    /// Rows that fit.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// Numbers in a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Bytes held.
+    pub fn num_bytes(&self) -> usize {
+        size_of_val(self.blocks.as_slice())
+    }
+
+    /// The numbers that row `row` stands for, into `out [width]` (for tests and inspection).
+    ///
+    /// # Panics
+    /// If the row does not exist or `out` has another length.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.width, "one row");
+        let blocks = &self.blocks()[row * self.blocks_per_row()..][..self.blocks_per_row()];
+        for (block, out) in blocks.iter().zip(out.chunks_exact_mut(QUANT_BLOCK)) {
+            for (q, out) in block.q.iter().zip(out) {
+                *out = block.scale * f32::from(*q);
+            }
+        }
+    }
+
+    pub(super) fn blocks_per_row(&self) -> usize {
+        self.width / QUANT_BLOCK
+    }
+
+    pub(super) fn blocks(&self) -> &[ActBlock] {
+        &self.blocks
+    }
+
+    pub(super) fn blocks_mut(&mut self) -> &mut [ActBlock] {
+        &mut self.blocks
+    }
+}
+
+/// Quantises one row. `row` has 32 numbers per block.
+#[inline(always)]
+pub(super) fn quantize_row<S: Simd>(s: S, row: &[f32], blocks: &mut [ActBlock]) {
+    debug_assert_eq!(row.len(), blocks.len() * QUANT_BLOCK);
+    for (x, block) in row.chunks_exact(QUANT_BLOCK).zip(blocks) {
+        // SAFETY: a chunk has 32 numbers, `q` 32 bytes.
+        unsafe {
+            let (a, b) = (s.load(x.as_ptr()), s.load(x.as_ptr().add(LANES)));
+            let largest = f32::from_bits(s.max_abs_bits(a, b));
+            // Below this, 127 / largest would overflow; such a block is 0 for all purposes.
+            let by = if largest < 1e-30 || !largest.is_finite() { 0.0 } else { 127.0 / largest };
+            block.scale = if largest.is_finite() { largest / 127.0 } else { f32::NAN };
+            let sum = if largest.is_finite() {
+                let q = block.q.as_mut_ptr();
+                s.store_i8(q, a, by) + s.store_i8(q.add(LANES), b, by)
+            } else {
+                block.q = [0; QUANT_BLOCK];
+                0
+            };
+            block.scaled_sum = block.scale * sum as f32;
+            block.offset = -128 * sum;
+        }
+    }
+}
