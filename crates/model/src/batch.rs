@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::Error;
+
 /// Names one sequence's cache memory. Blocks are numbered from 0 over all classes of the
 /// [`CachePlan`](crate::kv_cache::CachePlan), smallest class first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,5 +57,49 @@ impl Batch {
         if sample && end > start {
             self.sample_rows.push(end - 1);
         }
+    }
+
+    /// Checks everything about the batch that is not the cache's matter.
+    ///
+    /// # Errors
+    /// [`Error::InvalidBatch`] if it has no rows or more than `max_rows`, an id is not below
+    /// `vocab_size`, a position not below `max_position`, or rows, sequences and sample rows
+    /// contradict one another.
+    pub fn check(&self, max_rows: usize, vocab_size: usize, max_position: usize) -> Result<(), Error> {
+        let rows = self.num_rows();
+        let invalid = |reason: String| Err(Error::InvalidBatch(reason));
+        if rows == 0 || rows > max_rows {
+            return invalid(format!("{rows} rows; 1 to {max_rows} are possible"));
+        }
+        if self.positions.len() != rows {
+            return invalid(format!("{rows} ids but {} positions", self.positions.len()));
+        }
+        if let Some(id) = self.ids.iter().find(|&&id| id as usize >= vocab_size) {
+            return invalid(format!("id {id}; the vocabulary has {vocab_size}"));
+        }
+        if let Some(position) = self.positions.iter().find(|&&position| position as usize >= max_position) {
+            return invalid(format!("position {position}; the model was trained on {max_position}"));
+        }
+        if self.sample_rows.iter().any(|&row| row as usize >= rows)
+            || !self.sample_rows.is_sorted_by(|a, b| a < b)
+        {
+            return invalid(format!("sample rows must ascend below {rows}"));
+        }
+        let mut next = 0;
+        for (idx, sequence) in self.sequences.iter().enumerate() {
+            let Range { start, end } = sequence.rows;
+            if start != next || end <= start || end as usize > rows {
+                return invalid(format!("sequence {idx} has rows {start}..{end}, expected them from {next}"));
+            }
+            let positions = &self.positions[start as usize..end as usize];
+            if !positions.windows(2).all(|pair| pair[0].checked_add(1) == Some(pair[1])) {
+                return invalid(format!("positions of sequence {idx} are not consecutive"));
+            }
+            next = end;
+        }
+        if next as usize != rows {
+            return invalid(format!("sequences cover {next} of {rows} rows"));
+        }
+        Ok(())
     }
 }

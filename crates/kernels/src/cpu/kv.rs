@@ -201,14 +201,26 @@ fn copy_in<T: Plain>(memory: &mut [T], from: KvPlace, to: KvPlace, slots: usize)
     }
 }
 
-/// Zeroes the whole layer.
+/// Zeroes the first `slots` slots of every head.
 ///
 /// # Panics
-/// If the place does not exist.
-pub fn clear_layer(number: SlotNumber, memory: &mut AlignedBuf, place: KvPlace) {
+/// If slots or the place do not exist.
+pub fn clear_slots(number: SlotNumber, memory: &mut AlignedBuf, place: KvPlace, slots: usize) {
+    assert!(slots <= place.layout.slots, "slots exist");
     match number {
-        SlotNumber::F32 => memory.as_mut_slice::<f32>()[place.range()].fill(0.0),
-        SlotNumber::F16 | SlotNumber::Bf16 => memory.as_mut_slice::<u16>()[place.range()].fill(0),
+        SlotNumber::F32 => clear_in(&mut memory.as_mut_slice::<f32>()[place.range()], place.layout, slots),
+        SlotNumber::F16 | SlotNumber::Bf16 => {
+            clear_in(&mut memory.as_mut_slice::<u16>()[place.range()], place.layout, slots);
+        }
+    }
+}
+
+fn clear_in<T: Copy + Default>(layer: &mut [T], layout: KvLayout, slots: usize) {
+    for head in 0..layout.kv_heads {
+        let keys = layout.key(head, 0);
+        layer[keys..keys + slots.next_multiple_of(LANES) * layout.head_dim].fill(T::default());
+        let values = layout.value(head, 0);
+        layer[values..values + slots * layout.value_width()].fill(T::default());
     }
 }
 

@@ -207,10 +207,6 @@ impl PackedMatrix {
         self.rows.div_ceil(LANES)
     }
 
-    pub(super) fn group_bytes(&self) -> usize {
-        self.group_bytes
-    }
-
     /// The packed bytes of rows `16 group..16 group + 16`.
     pub(super) fn group(&self, group: usize) -> &[u8] {
         &self.data.as_slice::<u8>()[group * self.group_bytes..][..self.group_bytes]

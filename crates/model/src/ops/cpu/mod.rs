@@ -1,0 +1,453 @@
+//! Serving on CPUs: packed weights, flat registers with an int8 form, a thread team.
+//!
+//! Nothing is allocated in a step once the largest batch was seen (block formats without a kernel
+//! here, which candle multiplies, are the exception). Every row's arithmetic is independent of
+//! the rest of the batch, of chunking and of the number of threads, bit for bit.
+
+mod cache;
+mod weight;
+
+use locket_kernels::cpu::{
+    Isa, QUANT_BLOCK, QuantRows, Team,
+    attention::{Attention, AttentionJob, AttentionRows, AttentionShape, Window},
+    kv::KvRows,
+    rows::{self, RmsNorm, Rope, RopePairs},
+};
+
+use self::{
+    cache::Cache,
+    weight::{Form, Input},
+};
+use super::{Ops, OpsConfig, Reg, WeightSpec, rope};
+use crate::{
+    Batch, BlockId, Error, MemoryUse, ModelConfig, config::RopeStyle, kv_cache::CacheSettings,
+};
+
+pub use self::weight::CpuWeight;
+
+/// Registers, by [`Reg`].
+const REGISTERS: [Reg; 6] = [Reg::H, Reg::X, Reg::Qkv, Reg::Attn, Reg::GateUp, Reg::Act];
+
+/// A register `[max_batch_rows, width]`.
+struct Register {
+    width: usize,
+    data: Vec<f32>,
+    /// The int8 form, if this register can be a product's input and has whole blocks.
+    quant: Option<QuantRows>,
+    /// Whether the int8 form is that of `data`.
+    quant_is_current: bool,
+}
+
+/// A batch that was uploaded to its [`CpuOps`]; valid until the next upload.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuStep {
+    rows: usize,
+    samples: usize,
+}
+
+/// Packed kernels on CPU threads.
+pub struct CpuOps {
+    config: OpsConfig,
+    isa: Isa,
+    team: Team,
+    registers: [Register; 6],
+    cache: Cache,
+    attention: Attention,
+    batch: Batch,
+    /// `[rows, rotary_dim / 2]` of the step.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    inv_freq: Vec<f32>,
+    rope_factor: f32,
+    /// Rows of each sequence that a layer's attention has done.
+    done: Vec<usize>,
+    jobs: Vec<AttentionJob>,
+    /// Residual and normed rows of the head `[samples, hidden]`.
+    head_residual: Vec<f32>,
+    head: Register,
+    /// For products that cannot go straight to their place.
+    scratch: Vec<f32>,
+    /// Whether any weight takes int8 activations.
+    int8: bool,
+    weight_bytes: usize,
+}
+
+impl CpuOps {
+    /// Starts the threads (`config.threads`, 0 for all cores that may be used) and allocates
+    /// registers and blocks.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the kernels cannot run this geometry, [`Error::Device`] if the system
+    /// refuses a thread.
+    pub fn new(config: OpsConfig) -> Result<Self, Error> {
+        Self::with_isa(config, Isa::best())
+    }
+
+    /// As [`Self::new`], with the given instruction set; all give the same results.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_isa(config: OpsConfig, isa: Isa) -> Result<Self, Error> {
+        let model = &config.model;
+        check_geometry(model)?;
+        let team = Team::new(config.threads).map_err(|error| Error::Device(format!("threads: {error}")))?;
+        let rows = config.max_batch_rows;
+        let registers = REGISTERS.map(|reg| {
+            let is_input = matches!(reg, Reg::X | Reg::Attn | Reg::Act);
+            Register::new(rows, width_of(model, reg), is_input)
+        });
+        let cache = Cache::new(&config.cache);
+        let shape = AttentionShape {
+            heads: model.num_heads,
+            kv_heads: model.num_kv_heads,
+            head_dim: model.head_dim,
+            scale: 1.0 / (model.head_dim as f32).sqrt(),
+            number: cache.number,
+        };
+        let (inv_freq, rope_factor) = rope::frequencies(&model.rope);
+        let angles = rows * inv_freq.len();
+        Ok(Self {
+            isa,
+            registers,
+            attention: Attention::new(shape, team.num_threads()),
+            team,
+            batch: Batch::default(),
+            cos: Vec::with_capacity(angles),
+            sin: Vec::with_capacity(angles),
+            inv_freq,
+            rope_factor,
+            done: Vec::with_capacity(cache.num_blocks()),
+            jobs: Vec::with_capacity(cache.num_blocks()),
+            head_residual: vec![0.0; rows * model.hidden_size],
+            head: Register::new(rows, model.hidden_size, true),
+            scratch: Vec::new(),
+            int8: false,
+            weight_bytes: 0,
+            cache,
+            config,
+        })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads in use, the caller's included.
+    pub fn num_threads(&self) -> usize {
+        self.team.num_threads()
+    }
+
+    fn norm<'a>(&self, weight: &'a CpuWeight) -> Result<RmsNorm<'a>, Error> {
+        Ok(RmsNorm { weight: weight.norm()?, eps: self.config.model.rms_norm_eps })
+    }
+
+    fn check(&self, batch: &Batch) -> Result<(), Error> {
+        let model = &self.config.model;
+        batch.check(self.config.max_batch_rows, model.vocab_size, model.max_position)?;
+        for (idx, sequence) in batch.sequences.iter().enumerate() {
+            // A batch has few sequences; a set would have to be allocated.
+            if batch.sequences[..idx].iter().any(|earlier| earlier.block == sequence.block) {
+                return Err(Error::InvalidBatch(format!("block {} is in the batch twice", sequence.block.0)));
+            }
+            let state = self.cache.state(sequence.block)?;
+            state.check_append(batch.positions[sequence.rows.start as usize], sequence.rows.len())?;
+        }
+        Ok(())
+    }
+
+    /// Takes a register out so that another can be borrowed beside it.
+    fn take(&mut self, reg: Reg) -> Vec<f32> {
+        std::mem::take(&mut self.registers[reg as usize].data)
+    }
+
+    fn put(&mut self, reg: Reg, data: Vec<f32>, quant_is_current: bool) {
+        let register = &mut self.registers[reg as usize];
+        register.data = data;
+        register.quant_is_current = quant_is_current;
+    }
+}
+
+impl Register {
+    fn new(rows: usize, width: usize, is_input: bool) -> Self {
+        let quant = (is_input && width.is_multiple_of(QUANT_BLOCK)).then(|| QuantRows::new(rows, width));
+        Self { width, data: vec![0.0; rows * width], quant, quant_is_current: false }
+    }
+
+    fn num_bytes(&self) -> usize {
+        size_of_val(self.data.as_slice()) + self.quant.as_ref().map_or(0, QuantRows::num_bytes)
+    }
+}
+
+fn width_of(model: &ModelConfig, reg: Reg) -> usize {
+    match reg {
+        Reg::H | Reg::X => model.hidden_size,
+        Reg::Qkv => model.qkv_dim(),
+        Reg::Attn => model.q_dim(),
+        Reg::GateUp => 2 * model.intermediate_size,
+        Reg::Act => model.intermediate_size,
+    }
+}
+
+fn check_geometry(model: &ModelConfig) -> Result<(), Error> {
+    let wrong = |field: &str, reason: String| Err(Error::Config { field: field.into(), reason });
+    if model.head_dim == 0 || !model.head_dim.is_multiple_of(8) {
+        return wrong("head_dim", format!("{} is not a multiple of 8, as the CPU kernels ask", model.head_dim));
+    }
+    if model.num_kv_heads == 0 || !model.num_heads.is_multiple_of(model.num_kv_heads) {
+        let reason = format!("{} does not divide {} query heads", model.num_kv_heads, model.num_heads);
+        return wrong("num_key_value_heads", reason);
+    }
+    let rotary = model.rope.rotary_dim;
+    if rotary > model.head_dim || !rotary.is_multiple_of(2) {
+        return wrong("rotary_dim", format!("{rotary} must be even and at most {}", model.head_dim));
+    }
+    if model.sliding_window.len() != model.num_layers {
+        let reason = format!("{} entries for {} layers", model.sliding_window.len(), model.num_layers);
+        return wrong("sliding_window", reason);
+    }
+    Ok(())
+}
+
+impl Ops for CpuOps {
+    type Weight = CpuWeight;
+    type Step = CpuStep;
+
+    fn prepare(&mut self, spec: WeightSpec) -> Result<CpuWeight, Error> {
+        let weight = CpuWeight::prepare(&spec)?;
+        if let Form::Matrix(matrix) = &weight.0 {
+            self.int8 |= matrix.takes_int8();
+            let scratch = matrix.scratch_width() * self.config.max_batch_rows;
+            self.scratch.resize(self.scratch.len().max(scratch), 0.0);
+        }
+        self.weight_bytes += weight.num_bytes();
+        Ok(weight)
+    }
+
+    fn upload(&mut self, batch: &Batch) -> Result<CpuStep, Error> {
+        self.check(batch)?;
+        self.batch.clone_from(batch);
+        self.cos.clear();
+        self.sin.clear();
+        for &position in &batch.positions {
+            for &inv_freq in &self.inv_freq {
+                let (sin, cos) = (f64::from(position) * f64::from(inv_freq)).sin_cos();
+                self.cos.push((cos * f64::from(self.rope_factor)) as f32);
+                self.sin.push((sin * f64::from(self.rope_factor)) as f32);
+            }
+        }
+        Ok(CpuStep { rows: batch.num_rows(), samples: batch.sample_rows.len() })
+    }
+
+    fn embed(&mut self, _: &CpuStep, table: &CpuWeight, dst: Reg) -> Result<(), Error> {
+        let matrix = table.matrix()?;
+        let register = &mut self.registers[dst as usize];
+        for (&id, out) in self.batch.ids.iter().zip(register.data.chunks_exact_mut(register.width)) {
+            matrix.read_row(id as usize, out)?;
+        }
+        register.quant_is_current = false;
+        Ok(())
+    }
+
+    fn rms_norm(&mut self, step: &CpuStep, weight: &CpuWeight, src: Reg, dst: Reg) -> Result<(), Error> {
+        let norm = self.norm(weight)?;
+        let mut out = self.take(dst);
+        if src == dst {
+            // In place is "add nothing": the residual form needs two registers.
+            self.put(dst, out, false);
+            return Err(Error::Device("a norm's source and destination must differ".into()));
+        }
+        let [source, target] = self
+            .registers
+            .get_disjoint_mut([src as usize, dst as usize])
+            .map_err(|error| Error::Device(error.to_string()))?;
+        let quant = target.quant.as_mut().filter(|_| self.int8);
+        let current = quant.is_some();
+        rows::rms_norm(&mut self.team, self.isa, norm, step.rows, &source.data, &mut out, quant);
+        self.put(dst, out, current);
+        Ok(())
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        step: &CpuStep,
+        weight: &CpuWeight,
+        residual: Reg,
+        delta: Reg,
+        dst: Reg,
+    ) -> Result<(), Error> {
+        let norm = self.norm(weight)?;
+        let mut x = self.take(dst);
+        if delta != dst {
+            let delta = &self.registers[delta as usize];
+            x[..step.rows * delta.width].copy_from_slice(&delta.data[..step.rows * delta.width]);
+        }
+        let mut sum = self.take(residual);
+        let quant = self.registers[dst as usize].quant.as_mut().filter(|_| self.int8);
+        let current = quant.is_some();
+        rows::add_rms_norm(&mut self.team, self.isa, norm, step.rows, &mut sum, &mut x, quant);
+        self.put(residual, sum, false);
+        self.put(dst, x, current);
+        Ok(())
+    }
+
+    fn linear(&mut self, step: &CpuStep, weight: &CpuWeight, src: Reg, dst: Reg) -> Result<(), Error> {
+        let matrix = weight.matrix()?;
+        let mut out = self.take(dst);
+        let source = &mut self.registers[src as usize];
+        if matrix.takes_int8() && !source.quant_is_current {
+            if let Some(quant) = &mut source.quant {
+                rows::quantize(&mut self.team, self.isa, step.rows, &source.data, quant);
+                source.quant_is_current = true;
+            }
+        }
+        let input = Input { x: &source.data, quant: source.quant.as_ref(), rows: step.rows };
+        let result = matrix.product(&mut self.team, self.isa, input, &mut out, &mut self.scratch);
+        self.put(dst, out, false);
+        result
+    }
+
+    fn head_norm(&mut self, step: &CpuStep, q: &CpuWeight, k: &CpuWeight) -> Result<(), Error> {
+        let (q, k) = (self.norm(q)?, self.norm(k)?);
+        let model = &self.config.model;
+        let heads = model.num_heads + model.num_kv_heads;
+        let register = &mut self.registers[Reg::Qkv as usize];
+        let (data, width) = (&mut register.data, register.width);
+        rows::head_norm(&mut self.team, self.isa, q, step.rows, data, width, 0..model.num_heads);
+        rows::head_norm(&mut self.team, self.isa, k, step.rows, data, width, model.num_heads..heads);
+        Ok(())
+    }
+
+    fn rope(&mut self, step: &CpuStep) -> Result<(), Error> {
+        let model = &self.config.model;
+        let rope = Rope {
+            pairs: match model.rope.style {
+                RopeStyle::Interleaved => RopePairs::Interleaved,
+                RopeStyle::HalfSplit => RopePairs::HalfSplit,
+            },
+            cos: &self.cos,
+            sin: &self.sin,
+            rotary_dim: model.rope.rotary_dim,
+            head_dim: model.head_dim,
+        };
+        let register = &mut self.registers[Reg::Qkv as usize];
+        let heads = model.num_heads + model.num_kv_heads;
+        rows::rope(&mut self.team, self.isa, rope, step.rows, &mut register.data, register.width, heads);
+        Ok(())
+    }
+
+    fn attend(&mut self, _: &CpuStep, layer: usize) -> Result<(), Error> {
+        let mut out = self.take(Reg::Attn);
+        let model = &self.config.model;
+        let qkv = &self.registers[Reg::Qkv as usize];
+        let new = KvRows {
+            data: &qkv.data,
+            stride: qkv.width,
+            keys: model.q_dim(),
+            values: model.q_dim() + model.kv_dim(),
+        };
+        self.done.clear();
+        self.done.resize(self.batch.sequences.len(), 0);
+        // A round takes every sequence to its next fold; usually there is one.
+        loop {
+            self.jobs.clear();
+            for (sequence, done) in self.batch.sequences.iter().zip(&mut self.done) {
+                let rows = sequence.rows.start as usize + *done..sequence.rows.end as usize;
+                if rows.is_empty() {
+                    continue;
+                }
+                let first_row = rows.start;
+                let positions = &self.batch.positions;
+                let appended = self.cache.append(self.isa, sequence.block, layer, rows, positions, new);
+                *done += appended.rows;
+                self.jobs.push(AttentionJob {
+                    place: appended.place,
+                    first_row,
+                    rows: appended.rows,
+                    slots_before: appended.slots_before,
+                    id: sequence.block.0 as usize,
+                });
+            }
+            if self.jobs.is_empty() {
+                break;
+            }
+            let cache = &self.cache;
+            let slot_positions = |block: usize| cache.positions(block, layer);
+            let window = model.sliding_window[layer].map(|size| Window {
+                size: u32::try_from(size).unwrap_or(u32::MAX),
+                row_positions: &self.batch.positions,
+                slot_positions: &slot_positions,
+            });
+            let rows = AttentionRows { queries: &qkv.data, query_stride: qkv.width, out: &mut out };
+            self.attention.run(&mut self.team, self.isa, &cache.memory, &self.jobs, rows, window);
+        }
+        self.put(Reg::Attn, out, false);
+        Ok(())
+    }
+
+    fn silu_mul(&mut self, step: &CpuStep) -> Result<(), Error> {
+        let mut out = self.take(Reg::Act);
+        let [gate_up, act] = self
+            .registers
+            .get_disjoint_mut([Reg::GateUp as usize, Reg::Act as usize])
+            .map_err(|error| Error::Device(error.to_string()))?;
+        let quant = act.quant.as_mut().filter(|_| self.int8);
+        let current = quant.is_some();
+        rows::silu_mul(&mut self.team, self.isa, step.rows, act.width, &gate_up.data, &mut out, quant);
+        self.put(Reg::Act, out, current);
+        Ok(())
+    }
+
+    fn logits(
+        &mut self,
+        step: &CpuStep,
+        norm: &CpuWeight,
+        head: &CpuWeight,
+        residual: Reg,
+        delta: Reg,
+        out: &mut Vec<f32>,
+    ) -> Result<(), Error> {
+        let norm = self.norm(norm)?;
+        let matrix = head.matrix()?;
+        let width = self.head.width;
+        for (i, &row) in self.batch.sample_rows.iter().enumerate() {
+            let from = row as usize * width..(row as usize + 1) * width;
+            let to = i * width..(i + 1) * width;
+            self.head_residual[to.clone()]
+                .copy_from_slice(&self.registers[residual as usize].data[from.clone()]);
+            self.head.data[to].copy_from_slice(&self.registers[delta as usize].data[from]);
+        }
+        let Self { team, isa, head, head_residual, scratch, .. } = self;
+        let quant = head.quant.as_mut().filter(|_| matrix.takes_int8());
+        rows::add_rms_norm(team, *isa, norm, step.samples, head_residual, &mut head.data, quant);
+        out.resize(step.samples * matrix.rows, 0.0);
+        let input = Input { x: &head.data, quant: head.quant.as_ref(), rows: step.samples };
+        matrix.product(team, *isa, input, out, scratch)
+    }
+
+    fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
+        self.cache.open(block, settings)
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), Error> {
+        self.cache.copy(from, to)
+    }
+
+    fn close_block(&mut self, block: BlockId) {
+        self.cache.close(block);
+    }
+
+    fn config(&self) -> &OpsConfig {
+        &self.config
+    }
+
+    fn memory(&self) -> MemoryUse {
+        let registers: usize = self.registers.iter().chain([&self.head]).map(Register::num_bytes).sum();
+        let buffers = [&self.head_residual, &self.scratch].map(|buffer| size_of_val(buffer.as_slice()));
+        MemoryUse {
+            weights: self.weight_bytes as u64,
+            workspace: (registers + buffers.iter().sum::<usize>() + self.attention.num_bytes()) as u64,
+            cache: self.cache.num_bytes() as u64,
+        }
+    }
+}
