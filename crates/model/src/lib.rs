@@ -12,6 +12,8 @@ pub mod kv_cache;
 pub mod llama;
 pub mod load;
 pub mod ops;
+#[doc(hidden)]
+pub mod testing;
 pub mod weights;
 
 pub use batch::{Batch, BatchSequence, BlockId};

@@ -1,8 +1,22 @@
 //! From a path to a running model.
+//!
+//! [`Checkpoint::open`] reads headers and small files only, and checks everything that later code
+//! relies on; [`Checkpoint::build`] then copies tensors out of the mapped files one by one into the
+//! backend's own form, so that the peak is one weight above the final size.
+
+mod build;
+mod folder;
+mod gguf;
+mod threads;
 
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Model, ModelConfig, kv_cache::CachePlan};
+use crate::{
+    Error, Model, ModelConfig,
+    kv_cache::CachePlan,
+    weights::{MappedFile, WeightFiles, names::Naming},
+};
+pub(crate) use folder::read_json;
 
 /// Which implementation of [`Ops`](crate::ops::Ops) runs the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,6 +102,10 @@ pub struct Checkpoint {
     /// Hex digest that names the weights (of the file's header and size, not of every byte):
     /// part of `system_fingerprint`.
     pub fingerprint: String,
+    /// The mapped files.
+    weights: WeightFiles,
+    /// How they name tensors.
+    naming: Naming,
 }
 
 /// How to build the model.
@@ -111,21 +129,54 @@ impl Checkpoint {
     /// [`Error::Io`], [`Error::BrokenFile`], [`Error::Config`], [`Error::Tensor`]; never a panic,
     /// and never an allocation sized by an unchecked length.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Err(Error::Plan(format!("{}: not built yet", path.display())))
+        let metadata =
+            std::fs::metadata(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let checkpoint =
+            if metadata.is_dir() { folder::open(path) } else { gguf::open(path, MappedFile::open(path)?) };
+        let checkpoint = checkpoint?;
+        checkpoint.weights.check(&checkpoint.config, checkpoint.naming)?;
+        Ok(checkpoint)
     }
 
-    /// Bytes of weights and workspace that [`Self::build`] will hold, before it is called.
+    /// Bytes of weights and workspace that [`Self::build`] will hold, before it is called: an
+    /// estimate for the memory plan. [`Model::memory`] tells the exact figure afterwards.
     pub fn planned_bytes(&self, backend: Backend, max_batch_rows: usize) -> u64 {
-        let _ = (backend, max_batch_rows);
-        self.weight_bytes
+        build::planned_bytes(self, backend, max_batch_rows)
     }
 
     /// Loads the weights and allocates everything.
     ///
     /// # Errors
-    /// As [`Self::open`], and [`Error::Device`].
+    /// As [`Self::open`], [`Error::Plan`] for a cache plan of another model, and [`Error::Device`].
     pub fn build(&self, options: &BuildOptions) -> Result<Box<dyn Model>, Error> {
-        let _ = options;
-        Err(Error::Plan("not built yet".into()))
+        build::build(self, options)
     }
 }
+
+/// FNV-1a over 64 bits: not for security, but stable between releases and platforms.
+struct Fingerprint(u64);
+
+impl Fingerprint {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    /// Adds a weight file: its length and its header.
+    fn add_file(&mut self, bytes: &[u8], header_bytes: usize) {
+        self.add(&(bytes.len() as u64).to_le_bytes());
+        self.add(bytes.get(..header_bytes).unwrap_or(bytes));
+    }
+
+    fn hex(&self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests;
