@@ -2,18 +2,32 @@
 //!
 //! "Processor" is used in the Hugging Face sense. It is immutable and shared by all requests.
 
-use locket_model::load::Checkpoint;
+use std::{borrow::Cow, path::Path};
 
+use locket_model::load::{Checkpoint, TokenizerSource};
+use serde_json::{Map, Value};
+
+mod chat_template;
 pub mod error;
+mod gguf_tokenizer;
+mod pre_tokenizer;
+mod sentencepiece;
+mod stop_strings;
 pub mod text_stream;
+mod token_table;
+mod tokenizer;
 
 pub use error::Error;
 pub use text_stream::{TextDelta, TextOptions, TextStream};
+
+use crate::{chat_template::ChatTemplate, tokenizer::Tokenizer};
 
 /// A conversation to be rendered by the chat template.
 #[derive(Debug, Clone, Default)]
 pub struct ChatPrompt {
     /// Messages as the template sees them: objects with `role`, `content` (text or parts), …
+    /// Parts are joined, one per line, for a template that takes text only; the role `developer`
+    /// becomes `system` for a template that does not mention it.
     pub messages: Vec<serde_json::Value>,
     /// Tools as the template sees them.
     pub tools: Option<Vec<serde_json::Value>>,
@@ -29,32 +43,56 @@ pub struct ChatPrompt {
 
 /// Tokenizer, template and token table of one model.
 pub struct Processor {
-    _private: (),
+    tokenizer: Tokenizer,
+    chat_template: Option<ChatTemplate>,
+    eos_token_ids: Vec<u32>,
+    bos_token_id: Option<u32>,
 }
 
-#[allow(unused_variables, clippy::todo, reason = "replaced by the processor's author")]
 impl Processor {
     /// Reads tokenizer and template of a checkpoint.
     ///
     /// # Errors
-    /// An unknown pre-tokenizer, a broken vocabulary, a template that does not compile.
+    /// [`Error::Tokenizer`]: an unknown pre-tokenizer or kind, a broken vocabulary;
+    /// [`Error::Template`]: a template that does not compile.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self, Error> {
-        Err(Error::Tokenizer("not built yet".into()))
+        let config = &checkpoint.config;
+        let tokenizer = Tokenizer::load(&checkpoint.tokenizer, config.vocab_size)?;
+        let mut eos_token_ids = config.eos_token_ids.clone();
+        let mut bos_token_id = config.bos_token_id;
+        if let TokenizerSource::Gguf(vocabulary) = &checkpoint.tokenizer {
+            bos_token_id = vocabulary.bos_token_id.or(bos_token_id);
+            eos_token_ids.extend(vocabulary.eos_token_id.filter(|id| !config.eos_token_ids.contains(id)));
+        }
+        let mut processor = Self { tokenizer, chat_template: None, eos_token_ids, bos_token_id };
+        if let Some(source) = &checkpoint.chat_template {
+            let special_tokens = processor.special_tokens(&checkpoint.tokenizer);
+            processor.chat_template = Some(ChatTemplate::new(source, special_tokens)?);
+        }
+        Ok(processor)
     }
 
     /// Text to ids. `add_special_tokens` adds what the model's tokenizer adds (start token, …).
+    /// Chat templates print the start token themselves, so rendered chats are encoded without.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the text needs a token that the model has no row for.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
-        todo!()
+        self.tokenizer.encode(text, add_special_tokens)
     }
 
     /// Ids to text, invalid UTF-8 replaced.
+    ///
+    /// The ids are taken as a text from its start: where the tokenizer puts a space in front of
+    /// every text (SentencePiece), one leading space is dropped. The tail of a text is decoded
+    /// with [`Self::token_bytes`], which keeps it.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
-        todo!()
+        self.tokenizer.decode(ids, skip_special_tokens)
     }
 
     /// Whether the checkpoint has a chat template.
     pub fn has_chat_template(&self) -> bool {
-        todo!()
+        self.chat_template.is_some()
     }
 
     /// Messages to prompt text.
@@ -62,36 +100,98 @@ impl Processor {
     /// # Errors
     /// [`Error::Template`] with the template's own message (`raise_exception`), [`Error::NoTemplate`].
     pub fn render_chat(&self, chat: &ChatPrompt) -> Result<String, Error> {
-        todo!()
+        self.chat_template.as_ref().ok_or(Error::NoTemplate)?.render(chat)
     }
 
     /// The exact bytes of a token; joining them gives the text. Empty for ids out of range.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
-        todo!()
+        self.tokenizer.table.bytes(id)
+    }
+
+    /// The text of a token, invalid UTF-8 (a part of a character) replaced.
+    pub fn token_text(&self, id: u32) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.token_bytes(id))
     }
 
     /// Whether `id` is a control token that `skip_special_tokens` hides.
     pub fn is_special(&self, id: u32) -> bool {
-        todo!()
+        self.tokenizer.table.is_special(id)
     }
 
-    /// Number of ids that the model knows (rows of the embedding).
+    /// Number of ids that the model knows (rows of the embedding). The tokenizer may know fewer.
     pub fn vocab_size(&self) -> usize {
-        todo!()
+        self.tokenizer.table.len()
     }
 
     /// Tokens that end a turn.
     pub fn eos_token_ids(&self) -> &[u32] {
-        todo!()
+        &self.eos_token_ids
     }
 
     /// The start token, if the model has one.
     pub fn bos_token_id(&self) -> Option<u32> {
-        todo!()
+        self.bos_token_id
+    }
+
+    /// Token sequences that spell the given words, each at the start of a text and, where that is
+    /// as long but begins differently, after a space: vLLM's `bad_words`.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] as for [`Self::encode`], and for a word of blanks only.
+    pub fn bad_word_sequences(&self, words: &[String]) -> Result<Vec<Vec<u32>>, Error> {
+        let mut sequences = Vec::with_capacity(words.len() * 2);
+        for word in words {
+            let word = word.trim_start();
+            let plain = self.encode(word, false)?;
+            if plain.is_empty() {
+                return Err(Error::Tokenizer("bad_words: a word is empty or of blanks only".into()));
+            }
+            let spaced = self.encode(&format!(" {word}"), false)?;
+            let is_other = spaced.len() == plain.len() && spaced.first() != plain.first();
+            sequences.push(plain);
+            sequences.extend(is_other.then_some(spaced));
+        }
+        Ok(sequences)
     }
 
     /// A detokenizer for one continuation. It is given token bytes, so it needs no processor.
     pub fn text_stream(&self, options: TextOptions) -> TextStream {
         TextStream::new(options)
     }
+
+    /// `bos_token` and the like, as variables of the chat template.
+    fn special_tokens(&self, source: &TokenizerSource) -> Map<String, Value> {
+        let mut tokens = Map::new();
+        let mut insert = |name: &str, id: Option<u32>| {
+            if let Some(text) = id.map(|id| self.token_text(id)).filter(|text| !text.is_empty()) {
+                tokens.insert(name.into(), text.into());
+            }
+        };
+        insert("bos_token", self.bos_token_id);
+        match source {
+            TokenizerSource::Gguf(vocabulary) => {
+                insert("eos_token", vocabulary.eos_token_id.or(self.eos_token_ids.first().copied()));
+                insert("unk_token", vocabulary.unknown_token_id);
+            }
+            TokenizerSource::Json(path) => {
+                insert("eos_token", self.eos_token_ids.first().copied());
+                tokens.extend(configured_tokens(path));
+            }
+        }
+        tokens
+    }
+}
+
+/// Special tokens that `tokenizer_config.json`, beside a `tokenizer.json`, names: as text or as an
+/// object with `content`. An absent or unreadable file names none.
+fn configured_tokens(tokenizer: &Path) -> Vec<(String, Value)> {
+    let config = std::fs::read(tokenizer.with_file_name("tokenizer_config.json")).unwrap_or_default();
+    let config: Map<String, Value> = serde_json::from_slice(&config).unwrap_or_default();
+    let names = ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+    let tokens = names.iter().filter_map(|name| {
+        let token = config.get(*name)?;
+        let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
+        Some(((*name).to_string(), text.into()))
+    });
+    tokens.collect()
 }

@@ -1,0 +1,178 @@
+//! Conversations to prompt text, by the template that a checkpoint ships.
+//!
+//! The Jinja dialect and its environment are those of transformers, through `hf-chat-template`.
+//! A template comes from the operator's checkpoint, never from a request: its size of output is
+//! bounded here, its running time is not.
+
+use serde_json::{Map, Value, json};
+
+use crate::{ChatPrompt, Error};
+
+/// The largest prompt text that a template may produce.
+const MAX_PROMPT_BYTES: usize = 8 << 20;
+
+/// Stands at the end of a message that is to be continued, so that its end is found in the prompt.
+/// If the blank behind it is lost, the template trims messages.
+const OPEN_END: &str = "\u{E000}the message goes on here\u{E000} ";
+
+/// Variables that a request's own (`chat_template_kwargs`) may not replace.
+const RESERVED: [&str; 7] = [
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "continue_final_message",
+    "bos_token",
+    "eos_token",
+];
+
+/// A compiled template and what it was found to understand.
+pub(crate) struct ChatTemplate {
+    template: hf_chat_template::ChatTemplate,
+    /// `bos_token` and the like, as the template's variables.
+    special_tokens: Map<String, Value>,
+    takes_text: bool,
+    takes_parts: bool,
+    knows_developer: bool,
+}
+
+impl ChatTemplate {
+    /// Compiles a template and probes which form of content it prints.
+    ///
+    /// # Errors
+    /// [`Error::Template`] if it does not compile.
+    pub fn new(source: &str, special_tokens: Map<String, Value>) -> Result<Self, Error> {
+        let template =
+            hf_chat_template::ChatTemplate::from_str(source).map_err(|error| template_error(&error))?;
+        let mut this = Self {
+            template,
+            special_tokens,
+            takes_text: true,
+            takes_parts: false,
+            knows_developer: source.contains("developer"),
+        };
+        let probe = |content: Value| {
+            let messages = vec![json!({"role": "user", "content": content})];
+            this.render_messages(messages, &ChatPrompt::default(), true).unwrap_or_default()
+        };
+        let text = probe(json!("PROBE"));
+        let parts = probe(json!([{"type": "text", "text": "PROBE"}]));
+        // A template that prints the list itself shows its keys.
+        let takes_parts = parts.contains("PROBE") && !parts.contains("text");
+        let takes_text = text.contains("PROBE") || !takes_parts;
+        (this.takes_text, this.takes_parts) = (takes_text, takes_parts);
+        Ok(this)
+    }
+
+    /// Messages to prompt text.
+    ///
+    /// # Errors
+    /// [`Error::Template`] with the template's own message, or naming the field that is wrong.
+    pub fn render(&self, chat: &ChatPrompt) -> Result<String, Error> {
+        if let Some(key) = RESERVED.iter().find(|key| chat.kwargs.contains_key(**key)) {
+            return Err(Error::Template(format!("chat_template_kwargs may not set '{key}'")));
+        }
+        if chat.continue_final_message && chat.add_generation_prompt {
+            return Err(Error::Template(
+                "continue_final_message and add_generation_prompt exclude each other; set one of them".into(),
+            ));
+        }
+        let messages = chat.messages.iter().enumerate().map(|(idx, message)| self.message(idx, message));
+        let mut messages = messages.collect::<Result<Vec<Value>, Error>>()?;
+        if !chat.continue_final_message {
+            return self.render_messages(messages, chat, chat.add_generation_prompt);
+        }
+        leave_open(&mut messages)?;
+        let mut prompt = self.render_messages(messages, chat, false)?;
+        let end = prompt.rfind(OPEN_END.trim_end()).ok_or_else(|| {
+            Error::Template(
+                "continue_final_message: the template does not print the last message, so it cannot go on".into(),
+            )
+        })?;
+        let is_trimmed = !prompt[end..].starts_with(OPEN_END);
+        prompt.truncate(end);
+        // The message itself would have lost its last blanks, had it ended there.
+        if is_trimmed {
+            prompt.truncate(prompt.trim_end().len());
+        }
+        Ok(prompt)
+    }
+
+    /// One message in the form that the template understands.
+    fn message(&self, idx: usize, message: &Value) -> Result<Value, Error> {
+        let mut message = message.clone();
+        let Some(fields) = message.as_object_mut() else {
+            return Err(Error::Template(format!("messages[{idx}] must be an object")));
+        };
+        if !self.knows_developer && fields.get("role").and_then(Value::as_str) == Some("developer") {
+            fields.insert("role".into(), "system".into());
+        }
+        let content = match fields.get("content") {
+            Some(Value::Array(parts)) if !self.takes_parts => Value::String(joined_text(idx, parts)?),
+            Some(Value::String(text)) if !self.takes_text => json!([{"type": "text", "text": text}]),
+            _ => return Ok(message),
+        };
+        fields.insert("content".into(), content);
+        Ok(message)
+    }
+
+    fn render_messages(
+        &self,
+        messages: Vec<Value>,
+        chat: &ChatPrompt,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        let mut variables = self.special_tokens.clone();
+        variables.extend(chat.kwargs.clone());
+        variables.insert("messages".into(), Value::Array(messages));
+        // Absent lists are null rather than undefined, as in transformers: some templates ask.
+        let list = |list: &Option<Vec<Value>>| list.clone().map_or(Value::Null, Value::Array);
+        variables.insert("tools".into(), list(&chat.tools));
+        variables.insert("documents".into(), list(&chat.documents));
+        variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
+        let prompt = self.template.render_context(&variables).map_err(|error| template_error(&error))?;
+        if prompt.len() > MAX_PROMPT_BYTES {
+            return Err(Error::Template(format!(
+                "the prompt has {} bytes; the limit is {MAX_PROMPT_BYTES}",
+                prompt.len()
+            )));
+        }
+        Ok(prompt)
+    }
+}
+
+/// The texts of content parts, one per line.
+fn joined_text(idx: usize, parts: &[Value]) -> Result<String, Error> {
+    let texts = parts.iter().enumerate().map(|(part_idx, part)| {
+        let text = part.get("text").or_else(|| part.get("refusal")).unwrap_or(part);
+        text.as_str().ok_or_else(|| {
+            Error::Template(format!(
+                "messages[{idx}].content[{part_idx}] has no text, and this model's template takes text only"
+            ))
+        })
+    });
+    Ok(texts.collect::<Result<Vec<&str>, Error>>()?.join("\n"))
+}
+
+/// Marks the end of the last message's content.
+fn leave_open(messages: &mut [Value]) -> Result<(), Error> {
+    let content = messages.last_mut().and_then(|message| message.get_mut("content"));
+    let text = match content {
+        Some(Value::Array(parts)) => parts.iter_mut().rev().find_map(|part| part.get_mut("text")),
+        other => other,
+    };
+    match text {
+        Some(Value::String(text)) => {
+            text.push_str(OPEN_END);
+            Ok(())
+        }
+        _ => Err(Error::Template("continue_final_message needs a last message with text content".into())),
+    }
+}
+
+fn template_error(error: &hf_chat_template::Error) -> Error {
+    Error::Template(match error {
+        hf_chat_template::Error::TemplateRaised { message } => message.clone(),
+        other => other.to_string(),
+    })
+}
