@@ -1,4 +1,42 @@
-//! Why the engine refuses or ends a sequence.
+//! Why the engine does not start, refuses a request or ends a sequence.
+
+/// The engine cannot start, or did not stop in order.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting that the engine cannot work with.
+    #[error("engine configuration: {field} {reason}")]
+    Config {
+        /// The field of [`EngineConfig`](crate::EngineConfig).
+        field: &'static str,
+        /// What it is and what it must be.
+        reason: String,
+    },
+    /// The metrics cannot be registered (two engines in one registry).
+    #[error("cannot register the engine's metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The operating system gave no thread.
+    #[error("cannot start the engine thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The model failed in its first step.
+    #[error("the warm-up step failed: {0}")]
+    WarmUp(String),
+    /// A device error or a bug stopped the engine while it ran.
+    #[error("the engine stopped: {0}")]
+    Died(String),
+}
+
+impl Error {
+    /// A stable snake-case name for logs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Config { .. } => "engine_config",
+            Self::Metrics(_) => "metrics",
+            Self::Thread(_) => "thread",
+            Self::WarmUp(_) => "warm_up",
+            Self::Died(_) => "died",
+        }
+    }
+}
 
 /// A request that was not accepted. Nothing of it is left in the engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,8 +59,20 @@ pub enum SubmitError {
     Dead,
 }
 
+impl SubmitError {
+    /// A stable snake-case name for logs and metric labels.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::QueueFull { .. } => "queue_full",
+            Self::DoesNotFit(_) => "does_not_fit",
+            Self::ShuttingDown => "shutting_down",
+            Self::Dead => "dead",
+        }
+    }
+}
+
 /// Why a running sequence ended without a finish reason.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EngineFailure {
     /// A broken invariant or a device error; details are in the log.
     #[error("internal error")]
@@ -36,4 +86,16 @@ pub enum EngineFailure {
     /// The drain time ran out.
     #[error("the server is shutting down")]
     ShuttingDown,
+}
+
+impl EngineFailure {
+    /// A stable snake-case name for logs and metric labels.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Internal => "internal_error",
+            Self::NonFiniteLogits => "non_finite_logits",
+            Self::QueueTimeout => "queue_timeout",
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
 }

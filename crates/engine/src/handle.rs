@@ -1,10 +1,21 @@
 //! The engine as the server sees it: submit, watch, drain.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    mpsc::{SyncSender, TrySendError},
+};
 
 use locket_model::{MemoryUse, ModelConfig, kv_cache::CachePlan};
 
-use crate::{GenerationRequest, SequenceEvent, SubmitError};
+use crate::{
+    GenerationRequest, SubmitError,
+    clock::Clock,
+    config::EngineConfig,
+    metrics::EngineMetrics,
+    sequence::{WaitingRequest, WaitingSequence},
+    stream::{self, SequenceStream},
+};
 
 /// Life of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,26 +31,6 @@ pub enum EngineStatus {
     Dead,
 }
 
-/// One continuation's events. Dropping it ends the sequence at the next step.
-#[derive(Debug)]
-pub struct SequenceStream {
-    #[allow(dead_code, reason = "replaced by the engine's author")]
-    events: tokio::sync::mpsc::Receiver<SequenceEvent>,
-}
-
-impl SequenceStream {
-    /// The next event, or `None` after the last one. Cancel-safe.
-    pub async fn next(&mut self) -> Option<SequenceEvent> {
-        self.events.recv().await
-    }
-}
-
-/// A cloneable handle of the engine thread.
-#[derive(Debug, Clone)]
-pub struct EngineHandle {
-    shared: Arc<EngineFacts>,
-}
-
 /// What never changes after start.
 #[derive(Debug, Clone)]
 pub struct EngineFacts {
@@ -51,36 +42,272 @@ pub struct EngineFacts {
     pub memory: MemoryUse,
 }
 
+/// What handles and the engine thread share. All of it is atomic: no lock is ever held.
+pub(crate) struct Shared {
+    pub facts: EngineFacts,
+    pub config: EngineConfig,
+    pub metrics: EngineMetrics,
+    pub clock: Arc<dyn Clock>,
+    /// Base of the seeds of requests without one.
+    pub seed: u64,
+    status: AtomicU8,
+    /// Sequences that were submitted and have no block yet.
+    num_waiting: AtomicUsize,
+    /// Share of slots taken, the bits of an f64.
+    cache_usage: AtomicU64,
+    next_order: AtomicU64,
+    /// Until when readiness is off, in milliseconds of the clock.
+    unsteady_until_ms: AtomicU64,
+    /// Whether a [`Command::Wake`] is in the channel: one is enough.
+    pub wake_pending: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        facts: EngineFacts,
+        config: EngineConfig,
+        metrics: EngineMetrics,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let seed = config.seed.unwrap_or_else(rand::random);
+        Self {
+            facts,
+            config,
+            metrics,
+            clock,
+            seed,
+            status: AtomicU8::new(EngineStatus::Ready as u8),
+            num_waiting: AtomicUsize::new(0),
+            cache_usage: AtomicU64::new(0.0f64.to_bits()),
+            next_order: AtomicU64::new(0),
+            unsteady_until_ms: AtomicU64::new(0),
+            wake_pending: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn status(&self) -> EngineStatus {
+        match self.status.load(Ordering::SeqCst) {
+            0 => EngineStatus::Ready,
+            1 => EngineStatus::Draining,
+            2 => EngineStatus::Stopped,
+            _ => EngineStatus::Dead,
+        }
+    }
+
+    pub(crate) fn set_status(&self, status: EngineStatus) {
+        self.status.store(status as u8, Ordering::SeqCst);
+    }
+
+    fn start_draining(&self) {
+        let (from, to) = (EngineStatus::Ready as u8, EngineStatus::Draining as u8);
+        // Refused if the engine drains already or has stopped; both are fine.
+        let _ = self.status.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Counts `count` more waiting sequences unless that would exceed the bound.
+    fn reserve_waiting(&self, count: usize) -> bool {
+        let limit = self.config.max_waiting;
+        let add = |waiting: usize| waiting.checked_add(count).filter(|&sum| sum <= limit);
+        self.num_waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add).is_ok()
+    }
+
+    /// Takes `count` sequences out of the count of waiting ones.
+    pub(crate) fn release_waiting(&self, count: usize) {
+        self.num_waiting.fetch_sub(count, Ordering::SeqCst);
+    }
+
+    pub(crate) fn num_waiting(&self) -> usize {
+        self.num_waiting.load(Ordering::SeqCst)
+    }
+
+    /// Turns readiness off until `time`.
+    pub(crate) fn set_unsteady_until(&self, time: std::time::Duration) {
+        self.unsteady_until_ms.store(time.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_cache_usage(&self, share: f64) {
+        self.cache_usage.store(share.to_bits(), Ordering::Relaxed);
+    }
+}
+
+/// What goes into the engine thread.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A request whose place in the queue is reserved.
+    Submit(Box<WaitingRequest>),
+    /// Look again: a reader made room or left, or the engine is to drain.
+    Wake,
+}
+
+/// The way in: shared by handles and streams, so that the engine sees when all are gone.
+pub(crate) struct Door {
+    pub shared: Arc<Shared>,
+    commands: SyncSender<Command>,
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Door").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+impl Door {
+    pub(crate) fn new(shared: Arc<Shared>, commands: SyncSender<Command>) -> Self {
+        Self { shared, commands }
+    }
+
+    pub(crate) fn status(&self) -> EngineStatus {
+        self.shared.status()
+    }
+
+    /// Makes an idle engine look again. Never waits.
+    pub(crate) fn wake(&self) {
+        if !self.shared.wake_pending.swap(true, Ordering::SeqCst)
+            && self.commands.try_send(Command::Wake).is_err()
+        {
+            // A full channel wakes the engine anyway.
+            self.shared.wake_pending.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A cloneable handle of the engine thread. When the last handle and stream are gone, the engine
+/// stops.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    door: Arc<Door>,
+}
+
 impl EngineHandle {
+    pub(crate) fn new(door: Door) -> Self {
+        Self { door: Arc::new(door) }
+    }
+
     /// Queues a request and returns one stream per continuation. Never waits.
     ///
     /// # Errors
     /// See [`SubmitError`]; nothing of the request is left behind.
     pub fn submit(&self, request: GenerationRequest) -> Result<Vec<SequenceStream>, SubmitError> {
-        let _ = request;
-        Err(SubmitError::Dead)
+        self.try_submit(request).inspect_err(|error| self.shared().metrics.rejected(error.kind()))
+    }
+
+    fn try_submit(&self, request: GenerationRequest) -> Result<Vec<SequenceStream>, SubmitError> {
+        let shared = self.shared();
+        match shared.status() {
+            EngineStatus::Ready => {}
+            EngineStatus::Draining | EngineStatus::Stopped => return Err(SubmitError::ShuttingDown),
+            EngineStatus::Dead => return Err(SubmitError::Dead),
+        }
+        let max_new = self.check_fit(&request)?;
+        let count = request.n as usize;
+        let full = || SubmitError::QueueFull { limit: shared.config.max_waiting };
+        if !shared.reserve_waiting(count) {
+            return Err(full());
+        }
+        let order = shared.next_order.fetch_add(1, Ordering::SeqCst);
+        let mut streams = Vec::with_capacity(count);
+        let mut sequences = Vec::with_capacity(count);
+        for choice in 0..request.n {
+            let (events, stream) = stream::channel(shared.config.event_buffer, &self.door);
+            sequences.push(WaitingSequence { choice, events });
+            streams.push(stream);
+        }
+        // Unseeded requests differ from each other and from run to run.
+        let drawn = shared.seed.wrapping_add(order.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let waiting = WaitingRequest {
+            seed: request.sampling.seed.unwrap_or(drawn),
+            request: Arc::new(request),
+            sequences,
+            arrived: shared.clock.now(),
+            order,
+            max_new,
+        };
+        let sent = self.door.commands.try_send(Command::Submit(Box::new(waiting)));
+        sent.map(|()| streams).map_err(|error| {
+            shared.release_waiting(count);
+            match (error, shared.status()) {
+                (TrySendError::Full(_), _) => full(),
+                (TrySendError::Disconnected(_), EngineStatus::Dead) => SubmitError::Dead,
+                (TrySendError::Disconnected(_), _) => SubmitError::ShuttingDown,
+            }
+        })
+    }
+
+    /// Checks that the request can run on an empty engine; returns the most tokens that it can
+    /// generate.
+    fn check_fit(&self, request: &GenerationRequest) -> Result<u32, SubmitError> {
+        let EngineFacts { model, cache, .. } = &self.shared().facts;
+        let config = &self.shared().config;
+        let refuse = |reason: String| Err(SubmitError::DoesNotFit(reason));
+        let prompt = request.prompt_ids.len();
+        if prompt == 0 || request.n == 0 || request.max_tokens == 0 {
+            return refuse("prompt, n and max_tokens must not be empty or zero".into());
+        }
+        if let Some(id) = request.prompt_ids.iter().find(|&&id| id as usize >= model.vocab_size) {
+            return refuse(format!(
+                "the prompt has token {id}, but the vocabulary ends at {}",
+                model.vocab_size
+            ));
+        }
+        // A block without ring keeps every token; one with a ring is never full.
+        let capacity = request.cache.capacity();
+        let room = if request.cache.ring == 0 { capacity as usize } else { usize::MAX };
+        let room = room.min(model.max_position);
+        if prompt > room {
+            return refuse(format!("the prompt has {prompt} tokens, but only {room} fit"));
+        }
+        let wide_enough = cache.classes.iter().filter(|class| class.capacity >= capacity);
+        let blocks: usize = wide_enough.map(|class| class.blocks as usize).sum();
+        if blocks == 0 {
+            let largest = cache.classes.iter().map(|class| class.capacity).max().unwrap_or(0);
+            return refuse(format!(
+                "the request needs {capacity} slots, but the largest block has {largest}"
+            ));
+        }
+        let most = blocks.min(config.max_running).min(config.max_waiting);
+        if request.n as usize > most {
+            return refuse(format!("n is {}, but at most {most} sequences of this size can run", request.n));
+        }
+        // The last token is sampled and never run, so it needs no slot.
+        Ok(u32::try_from(room - prompt + 1).unwrap_or(u32::MAX).min(request.max_tokens))
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.door.shared
     }
 
     /// The engine's state now.
     pub fn status(&self) -> EngineStatus {
-        EngineStatus::Dead
+        self.door.status()
+    }
+
+    /// Whether new requests should be sent here: the engine takes them, and its last two steps to
+    /// fail do not lie within one minute.
+    pub fn is_ready(&self) -> bool {
+        let unsteady_until_ms = self.shared().unsteady_until_ms.load(Ordering::Relaxed);
+        let now_ms = self.shared().clock.now().as_millis() as u64;
+        self.status() == EngineStatus::Ready && now_ms >= unsteady_until_ms
     }
 
     /// Geometry, cache plan and memory.
     pub fn facts(&self) -> &EngineFacts {
-        &self.shared
+        &self.shared().facts
     }
 
     /// Sequences that wait for a block now.
     pub fn num_waiting(&self) -> usize {
-        0
+        self.shared().num_waiting()
     }
 
-    /// Share of slots in use, 0 to 1.
+    /// Share of slots in use, 0 to 1: those of all blocks that a sequence owns.
     pub fn cache_usage(&self) -> f64 {
-        0.0
+        f64::from_bits(self.shared().cache_usage.load(Ordering::Relaxed))
     }
 
-    /// Stops taking requests; running ones finish, at the latest after the drain time.
-    pub fn drain(&self) {}
+    /// Stops taking requests; waiting and running ones finish, at the latest after the drain
+    /// time. The thread ends then; see [`EngineThread::join`](crate::EngineThread::join).
+    pub fn drain(&self) {
+        self.shared().start_draining();
+        self.door.wake();
+    }
 }

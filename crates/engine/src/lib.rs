@@ -2,14 +2,34 @@
 //!
 //! Into the thread goes one bounded channel of commands ([`EngineHandle`]), out of it goes one
 //! bounded channel per sequence ([`SequenceStream`]). The scheduler knows no tensors, the model
-//! knows no queues.
+//! knows no queues. Read first: `sequence.rs`, `scheduler.rs`, `engine.rs`.
 
+mod block_pool;
+mod budget;
+mod clock;
+pub mod config;
+mod engine;
 pub mod error;
 pub mod handle;
+mod metrics;
 pub mod request;
+mod runner;
+mod sampler;
+mod scheduler;
+mod sequence;
+mod stream;
+mod thread;
 
-pub use error::{EngineFailure, SubmitError};
-pub use handle::{EngineHandle, EngineStatus, SequenceStream};
+#[cfg(test)]
+mod fake_model;
+#[cfg(test)]
+mod simulation;
+
+pub use config::EngineConfig;
+pub use error::{EngineFailure, Error, SubmitError};
+pub use handle::{EngineFacts, EngineHandle, EngineStatus};
 pub use request::{
     FinishReason, GenerationRequest, SampledToken, SamplingParams, SequenceEvent, TokenLogprob,
 };
+pub use stream::SequenceStream;
+pub use thread::{EngineThread, start};

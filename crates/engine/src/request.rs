@@ -126,3 +126,10 @@ pub enum SequenceEvent {
     /// The end without a result.
     Failed(crate::EngineFailure),
 }
+
+impl SequenceEvent {
+    /// Whether nothing follows this event.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Finished(_) | Self::Failed(_))
+    }
+}

@@ -1,0 +1,435 @@
+//! The loop: receive, schedule, run, sample, report.
+//!
+//! One turn is one step of the model. Everything that can change between two steps (new requests,
+//! readers that left, time limits, draining) is taken in by `receive`, so a step never sees a
+//! half-made change.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    },
+    time::Duration,
+};
+
+use crate::{
+    EngineFailure, EngineStatus, FinishReason, SequenceEvent,
+    budget::RowBudget,
+    handle::{Command, Shared},
+    metrics::{self, StepFacts},
+    runner::Runner,
+    sampler::{NonFiniteLogits, SamplerScratch},
+    scheduler::{Scheduler, StepPlan},
+    sequence::{End, Sequence, SequenceId},
+};
+
+mod admission;
+
+/// Below this many rows a second sampling thread costs more than it brings.
+const ROWS_PER_SAMPLER_THREAD: usize = 4;
+
+/// Two failed steps within this time turn readiness off for as long.
+const UNSTEADY: Duration = Duration::from_secs(60);
+
+/// What a turn came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// A step was run.
+    Worked,
+    /// Nothing can run until a command arrives or time passes.
+    Idle,
+    /// Drained, or all handles are gone.
+    Stopped,
+    /// A device error; the reason.
+    Dead(String),
+}
+
+/// Why a step did not end.
+enum StepFailure {
+    /// The next step may work: an own bug, confined to the sequences of the step.
+    Internal(String),
+    /// The model must not be used again.
+    Device(String),
+}
+
+impl From<locket_model::Error> for StepFailure {
+    fn from(error: locket_model::Error) -> Self {
+        match error {
+            locket_model::Error::InvalidBatch(_) => Self::Internal(error.to_string()),
+            _ => Self::Device(error.to_string()),
+        }
+    }
+}
+
+/// Everything that the engine thread owns.
+pub(crate) struct Engine {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) runner: Runner,
+    pub(crate) budget: RowBudget,
+    pub(crate) plan: StepPlan,
+    /// Sequences that get a token in this step, and the row of logits it comes from.
+    pub(crate) targets: Vec<(usize, usize)>,
+    /// One per sampling thread.
+    pub(crate) scratch: Vec<SamplerScratch>,
+    pub(crate) num_steps: u64,
+    pub(crate) next_id: u64,
+    /// All handles and streams are gone.
+    pub(crate) is_abandoned: bool,
+    /// When draining must end.
+    pub(crate) drain_deadline: Option<Duration>,
+    pub(crate) last_failure: Option<Duration>,
+}
+
+impl Engine {
+    /// One turn: at most one step.
+    pub(crate) fn turn(&mut self) -> Turn {
+        self.receive();
+        match self.schedule() {
+            Ok(true) => {}
+            Ok(false) => return self.rest(),
+            Err(reason) => return self.die(reason),
+        }
+        let began = self.now();
+        let step = catch_unwind(AssertUnwindSafe(|| {
+            self.run()?;
+            self.sample();
+            self.report(began);
+            Ok(())
+        }));
+        let step = step.unwrap_or_else(|panic| Err(StepFailure::Internal(panic_message(panic.as_ref()))));
+        match step {
+            Ok(()) => {}
+            Err(StepFailure::Internal(reason)) => self.fail_step(&reason),
+            Err(StepFailure::Device(reason)) => return self.die(reason),
+        }
+        self.retire();
+        Turn::Worked
+    }
+
+    /// Takes in what happened since the last step.
+    fn receive(&mut self) {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.handle(command),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.is_abandoned = true;
+                    break;
+                }
+            }
+        }
+        self.drop_waiting();
+        for sequence in &mut self.scheduler.running {
+            if sequence.events.is_closed() {
+                sequence.end = Some(End::Aborted);
+            }
+        }
+        self.check_drain();
+        self.retire();
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Submit(waiting) => self.scheduler.enqueue(*waiting),
+            // Cleared before anything is looked at: what changes later rings again.
+            Command::Wake => self.shared.wake_pending.store(false, Ordering::SeqCst),
+        }
+    }
+
+    /// Starts what fits and plans a step; `false` if nothing can run. An error is a device error.
+    fn schedule(&mut self) -> Result<bool, String> {
+        self.admit()?;
+        self.scheduler.plan(|decode_rows| self.budget.rows(decode_rows), &mut self.plan);
+        Ok(!self.plan.parts.is_empty())
+    }
+
+    /// Runs the planned rows; continuations of a request whose prompt is complete get its state.
+    fn run(&mut self) -> Result<(), StepFailure> {
+        self.num_steps += 1;
+        let now = self.now();
+        for part in &self.plan.parts {
+            let sequence = &mut self.scheduler.running[part.index];
+            sequence.last_step = self.num_steps;
+            if sequence.times.started.is_none() {
+                sequence.times.started = Some(now);
+                self.shared.metrics.started(now.saturating_sub(sequence.times.arrived));
+            }
+        }
+        self.runner.run(&self.plan, &self.scheduler.running)?;
+        self.targets.clear();
+        let mut row = 0;
+        for at in 0..self.plan.parts.len() {
+            let part = self.plan.parts[at];
+            let sequence = &mut self.scheduler.running[part.index];
+            let was_prefill = sequence.is_prefill();
+            sequence.num_cached += part.rows;
+            if part.sample {
+                self.targets.push((part.index, row));
+                if was_prefill {
+                    self.shared.metrics.prefilled(sequence.request.prompt_ids.len());
+                    self.copy_to_followers(part.index, row)?;
+                }
+                row += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Samples a token for each target. A row's result depends on its sequence alone, so rows may
+    /// be shared out among threads.
+    fn sample(&mut self) {
+        self.targets.sort_unstable();
+        let mut targets = self.targets.iter().peekable();
+        let mut jobs: Vec<(&mut Sequence, &[f32])> = Vec::with_capacity(self.targets.len());
+        for (index, sequence) in self.scheduler.running.iter_mut().enumerate() {
+            if let Some(&(_, row)) = targets.next_if(|target| target.0 == index) {
+                jobs.push((sequence, self.runner.logits_row(row)));
+            }
+        }
+        let threads = self.scratch.len().min(jobs.len() / ROWS_PER_SAMPLER_THREAD).max(1);
+        let per_thread = jobs.len().div_ceil(threads).max(1);
+        let mut shares = jobs.chunks_mut(per_thread).zip(&mut self.scratch);
+        let own = shares.next();
+        std::thread::scope(|scope| {
+            for (share, scratch) in shares {
+                scope.spawn(|| sample_rows(share, scratch));
+            }
+            if let Some((share, scratch)) = own {
+                sample_rows(share, scratch);
+            }
+        });
+    }
+
+    /// Sends the tokens, ends what has ended and counts.
+    fn report(&mut self, began: Duration) {
+        let now = self.now();
+        for &(index, _) in &self.targets {
+            let sequence = &mut self.scheduler.running[index];
+            match sequence.sampled.take() {
+                Some(Ok(token)) => report_token(sequence, token, now, &self.shared.metrics),
+                Some(Err(NonFiniteLogits)) => {
+                    self.shared.metrics.non_finite_logits();
+                    tracing::error!(request_id = sequence.request.request_id, "logits are not finite");
+                    sequence.end = Some(End::Failed(EngineFailure::NonFiniteLogits));
+                }
+                None => {}
+            }
+        }
+        let took = now.saturating_sub(began);
+        self.budget.observe(self.plan.num_rows(), took);
+        self.shared.metrics.step(StepFacts {
+            prefill_rows: self.plan.prefill_rows,
+            decode_rows: self.plan.decode_rows,
+            sampled: self.targets.len(),
+            took,
+        });
+    }
+
+    /// Gives the state of a prompt that was just completed to the continuations that waited for
+    /// it. They sample from the same row of logits, each with its own seed.
+    fn copy_to_followers(&mut self, leader: usize, row: usize) -> Result<(), StepFailure> {
+        let Sequence { id, block, num_cached, times, .. } = self.scheduler.running[leader];
+        for (index, sequence) in self.scheduler.running.iter_mut().enumerate() {
+            if sequence.leader != Some(id) {
+                continue;
+            }
+            sequence.leader = None;
+            sequence.last_step = self.num_steps;
+            sequence.times.started = times.started;
+            let queue_time = times.started.unwrap_or_default().saturating_sub(sequence.times.arrived);
+            self.shared.metrics.started(queue_time);
+            if let Err(error) = self.runner.copy(block, sequence.block) {
+                sequence.end = Some(End::Failed(EngineFailure::Internal));
+                return Err(error.into());
+            }
+            sequence.num_cached = num_cached;
+            self.targets.push((index, row));
+        }
+        Ok(())
+    }
+
+    /// Ends the sequences of a step that failed, and those that wait for their prompts.
+    fn fail_step(&mut self, reason: &str) {
+        tracing::error!(reason, rows = self.plan.num_rows(), "a step failed; its sequences end");
+        self.shared.metrics.step_failed();
+        let now = self.now();
+        if self.last_failure.is_some_and(|last| now.saturating_sub(last) < UNSTEADY) {
+            self.shared.set_unsteady_until(now + UNSTEADY);
+        }
+        self.last_failure = Some(now);
+        let failed = Some(End::Failed(EngineFailure::Internal));
+        let mut leaders: Vec<SequenceId> = Vec::with_capacity(self.plan.parts.len());
+        for part in &self.plan.parts {
+            let sequence = &mut self.scheduler.running[part.index];
+            sequence.end = sequence.end.or(failed);
+            leaders.push(sequence.id);
+        }
+        for sequence in &mut self.scheduler.running {
+            // `started` without a token: copies of this step's prompts that were not sampled yet.
+            let lost_leader = sequence.leader.is_some_and(|leader| leaders.contains(&leader));
+            let is_new_copy = sequence.last_step == self.num_steps;
+            if lost_leader || is_new_copy {
+                sequence.end = sequence.end.or(failed);
+            }
+        }
+    }
+
+    /// Lets sequences that have ended leave: scrubs and gives back their blocks, then tells their
+    /// readers, so that whoever sees the end also sees the room.
+    fn retire(&mut self) {
+        let mut leaving = Vec::new();
+        let mut index = 0;
+        while index < self.scheduler.running.len() {
+            if self.scheduler.running[index].end.is_none() {
+                index += 1;
+                continue;
+            }
+            self.pass_prefill_on(index);
+            let sequence = self.scheduler.running.remove(index);
+            self.runner.close(sequence.block);
+            self.scheduler.pool.give_back(sequence.block);
+            leaving.push(sequence);
+        }
+        self.tell_state();
+        self.say_goodbye(leaving);
+    }
+
+    /// Ends everything after a device error. Blocks are not scrubbed: the device is gone.
+    pub(crate) fn die(&mut self, reason: String) -> Turn {
+        tracing::error!(reason, "the engine stops");
+        self.shared.set_status(EngineStatus::Dead);
+        self.fail_waiting(EngineFailure::Internal);
+        let failed = End::Failed(EngineFailure::Internal);
+        let mut leaving = std::mem::take(&mut self.scheduler.running);
+        for sequence in &mut leaving {
+            sequence.end = sequence.end.or(Some(failed));
+            self.scheduler.pool.give_back(sequence.block);
+        }
+        self.tell_state();
+        self.say_goodbye(leaving);
+        Turn::Dead(reason)
+    }
+
+    fn say_goodbye(&self, leaving: Vec<Sequence>) {
+        let now = self.now();
+        for sequence in leaving {
+            let Some(end) = sequence.end else { continue };
+            self.shared.metrics.ended(&sequence, end, now);
+            match end {
+                End::Finished(reason) => sequence.events.send(SequenceEvent::Finished(reason)),
+                End::Failed(failure) => sequence.events.send(SequenceEvent::Failed(failure)),
+                End::Aborted => {}
+            }
+            tracing::debug!(
+                request_id = sequence.request.request_id,
+                choice = sequence.choice,
+                ?end,
+                tokens = sequence.output_ids.len(),
+                "sequence ended"
+            );
+        }
+    }
+
+    /// The prompt of a request belongs to all its continuations: if the reader of the one that
+    /// prefills it leaves, the next one takes over its block.
+    fn pass_prefill_on(&mut self, leaving: usize) {
+        let Sequence { id, block, num_cached, times, ref request, leader, .. } =
+            self.scheduler.running[leaving];
+        if request.n == 1 || leader.is_some() || self.scheduler.running[leaving].end != Some(End::Aborted) {
+            return;
+        }
+        let mut heir: Option<SequenceId> = None;
+        let mut freed = block;
+        for sequence in &mut self.scheduler.running {
+            if sequence.leader != Some(id) || sequence.end.is_some() {
+                continue;
+            }
+            sequence.leader = heir;
+            if heir.is_none() {
+                heir = Some(sequence.id);
+                freed = std::mem::replace(&mut sequence.block, block);
+                sequence.num_cached = num_cached;
+                sequence.times.started = times.started;
+            }
+        }
+        self.scheduler.running[leaving].block = freed;
+    }
+
+    /// Nothing to run: stop, or wait for something to happen.
+    fn rest(&mut self) -> Turn {
+        let is_ending = self.is_abandoned || self.shared.status() == EngineStatus::Draining;
+        if self.scheduler.running.is_empty() {
+            // The idle check: a block that is taken now is lost for ever.
+            assert!(self.scheduler.pool.is_all_free(), "nothing runs, but blocks are taken");
+        }
+        if is_ending && self.scheduler.is_empty() { Turn::Stopped } else { Turn::Idle }
+    }
+
+    /// Blocks the thread until a command arrives or a time limit is reached.
+    pub(crate) fn wait(&mut self) {
+        let received = match self.next_deadline() {
+            Some(deadline) => self.commands.recv_timeout(deadline.saturating_sub(self.now())),
+            None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match received {
+            Ok(command) => self.handle(command),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.is_abandoned = true,
+        }
+    }
+
+    /// Publishes the state between two steps.
+    fn tell_state(&self) {
+        let Scheduler { running, pool, .. } = &self.scheduler;
+        self.shared.set_cache_usage(metrics::usage(pool));
+        self.shared.metrics.set_state(running, self.shared.num_waiting(), pool);
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.shared.clock.now()
+    }
+}
+
+/// Samples a token for each of `jobs` into [`Sequence::sampled`].
+fn sample_rows(jobs: &mut [(&mut Sequence, &[f32])], scratch: &mut SamplerScratch) {
+    for (sequence, row) in jobs {
+        let Sequence { sampler, request, output_ids, sampled, .. } = &mut **sequence;
+        *sampled = Some(sampler.sample(row, request, output_ids, scratch));
+    }
+}
+
+/// Sends a token, or notes that it ends the sequence.
+fn report_token(
+    sequence: &mut Sequence,
+    token: crate::SampledToken,
+    now: Duration,
+    metrics: &metrics::EngineMetrics,
+) {
+    metrics.sampled(sequence, now);
+    let times = &mut sequence.times;
+    times.last_token = Some(now);
+    if times.first_token.is_none() {
+        times.first_token = Some(now);
+        let queue_time = times.started.unwrap_or(now).saturating_sub(times.arrived);
+        sequence.events.send(SequenceEvent::Started { queue_time, cached_tokens: 0 });
+    }
+    if sequence.request.sampling.stop_token_ids.contains(&token.id) {
+        sequence.end = Some(End::Finished(FinishReason::Stop { token_id: token.id }));
+        return;
+    }
+    sequence.output_ids.push(token.id);
+    sequence.events.send(SequenceEvent::Token(token));
+    if sequence.output_ids.len() >= sequence.max_new as usize {
+        sequence.end = Some(End::Finished(FinishReason::Length));
+    }
+}
+
+/// The text of a panic.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without text".into())
+}

@@ -1,0 +1,277 @@
+//! A model for tests: its logits are a hash of everything a block has seen, so that a wrong row,
+//! block or order changes the text; it checks each batch and takes virtual time.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use locket_model::{
+    Batch, BlockId, Error, MemoryUse, Model, ModelConfig,
+    config::{RopeConfig, RopeScaling, RopeStyle},
+    kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SlotType},
+};
+
+use crate::clock::Clock;
+
+/// Ids from here on are never likely.
+pub(crate) const FIRST_RARE_ID: u32 = 40;
+/// A row with this id makes the step panic.
+pub(crate) const PANIC_ID: u32 = 40;
+/// A row with this id makes the model refuse the batch.
+pub(crate) const INVALID_ID: u32 = 41;
+/// A row with this id breaks the device.
+pub(crate) const DEVICE_ID: u32 = 42;
+/// A block that has seen this id gives NaN.
+pub(crate) const NAN_ID: u32 = 43;
+pub(crate) const VOCAB_SIZE: usize = 48;
+
+/// Time that moves when it is told to.
+#[derive(Debug, Default)]
+pub(crate) struct VirtualClock(AtomicU64);
+
+impl VirtualClock {
+    pub(crate) fn advance(&self, by: Duration) {
+        self.0.fetch_add(by.as_nanos() as u64, Ordering::SeqCst);
+    }
+}
+
+impl Clock for VirtualClock {
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// What one forward call looked like.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StepRecord {
+    /// `(block, first position, rows)` by sequence.
+    pub parts: Vec<(u32, u32, u32)>,
+}
+
+/// What a test sees of the model while the engine owns it.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub steps: Vec<StepRecord>,
+    pub open_blocks: usize,
+    /// Broken rules; must stay empty.
+    pub violations: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    settings: CacheSettings,
+    len: u32,
+    hash: u64,
+    /// The last chunk ended off the grid of 16 rows: only single rows may follow.
+    is_sealed: bool,
+    has_nan: bool,
+}
+
+pub(crate) struct FakeModel {
+    config: ModelConfig,
+    plan: CachePlan,
+    max_batch_rows: usize,
+    blocks: Vec<Option<Block>>,
+    clock: Arc<VirtualClock>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+fn mix(hash: u64, value: u64) -> u64 {
+    let mixed = (hash ^ value.wrapping_add(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed ^ (mixed >> 29)
+}
+
+/// The state of a block that has seen `ids`.
+pub(crate) fn hash_of(ids: &[u32]) -> u64 {
+    ids.iter().fold(0, |hash, &id| mix(hash, u64::from(id)))
+}
+
+/// Logits `[VOCAB_SIZE]` after a block came to `hash`.
+pub(crate) fn logits_of(hash: u64) -> impl Iterator<Item = f32> {
+    (0..VOCAB_SIZE as u32).map(move |id| {
+        let noise = (mix(hash, u64::from(id) + 1000) >> 40) as f32 / (1u64 << 24) as f32;
+        if id < FIRST_RARE_ID { noise * 8.0 - 4.0 } else { -1e4 }
+    })
+}
+
+impl FakeModel {
+    /// A model with `(capacity, blocks)` classes.
+    pub(crate) fn new(classes: &[(u32, u32)], max_batch_rows: usize) -> Self {
+        let geometry = CacheGeometry { num_layers: 1, num_kv_heads: 1, head_dim: 2 };
+        let classes: Vec<_> =
+            classes.iter().map(|&(capacity, blocks)| BlockClass { capacity, blocks }).collect();
+        let plan = CachePlan { geometry, slot_type: SlotType::F32, classes };
+        Self {
+            config: config(),
+            blocks: vec![None; plan.num_blocks() as usize],
+            plan,
+            max_batch_rows,
+            clock: Arc::default(),
+            seen: Arc::default(),
+        }
+    }
+
+    pub(crate) fn clock(&self) -> Arc<VirtualClock> {
+        Arc::clone(&self.clock)
+    }
+
+    pub(crate) fn seen(&self) -> Arc<Mutex<Seen>> {
+        Arc::clone(&self.seen)
+    }
+
+    fn refuse(&self, reason: String) -> Error {
+        self.seen.lock().unwrap().violations.push(reason.clone());
+        Error::InvalidBatch(reason)
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<(), Error> {
+        for &id in ids {
+            match id {
+                PANIC_ID => panic!("the fake model was told to panic"),
+                INVALID_ID => return Err(Error::InvalidBatch("told to refuse".into())),
+                DEVICE_ID => return Err(Error::Device("told to break".into())),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the rows of one sequence and returns its block's state.
+    fn append(&mut self, id: BlockId, positions: &[u32], ids: &[u32]) -> Result<Block, Error> {
+        let Some(mut block) = self.blocks.get(id.0 as usize).copied().flatten() else {
+            return Err(self.refuse(format!("block {} is not open", id.0)));
+        };
+        let wanted = block.len..block.len + ids.len() as u32;
+        if !positions.iter().copied().eq(wanted) {
+            return Err(self.refuse(format!("positions {positions:?} after {} tokens", block.len)));
+        }
+        if ids.len() > 1 && (block.is_sealed || block.len % 16 != 0) {
+            return Err(self.refuse(format!("a chunk of {} rows begins at {}", ids.len(), block.len)));
+        }
+        for &id in ids {
+            block.hash = mix(block.hash, u64::from(id));
+            block.has_nan |= id == NAN_ID;
+        }
+        block.len += ids.len() as u32;
+        block.is_sealed |= block.len % 16 != 0;
+        if block.settings.ring == 0 && block.len > block.settings.slots {
+            return Err(self.refuse(format!("{} tokens in {} slots", block.len, block.settings.slots)));
+        }
+        self.blocks[id.0 as usize] = Some(block);
+        Ok(block)
+    }
+}
+
+impl Model for FakeModel {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn cache_plan(&self) -> &CachePlan {
+        &self.plan
+    }
+
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
+        let rows = batch.num_rows();
+        if rows == 0 || rows > self.max_batch_rows {
+            return Err(self.refuse(format!("{rows} rows")));
+        }
+        // A row costs 100 µs, a step 1 ms.
+        self.clock.advance(Duration::from_micros(1000 + 100 * rows as u64));
+        self.check_ids(&batch.ids)?;
+        logits.clear();
+        let mut record = StepRecord::default();
+        let mut next_row = 0;
+        for sequence in &batch.sequences {
+            let range = sequence.rows.start as usize..sequence.rows.end as usize;
+            if range.start != next_row || range.is_empty() {
+                return Err(self.refuse(format!("rows {range:?} after row {next_row}")));
+            }
+            next_row = range.end;
+            record.parts.push((sequence.block.0, batch.positions[range.start], range.len() as u32));
+            let block =
+                self.append(sequence.block, &batch.positions[range.clone()], &batch.ids[range.clone()])?;
+            if batch.sample_rows.contains(&(range.end as u32 - 1)) {
+                logits.extend(logits_of(block.hash));
+                if block.has_nan {
+                    let last = logits.len() - 1;
+                    logits[last] = f32::NAN;
+                }
+            }
+        }
+        self.seen.lock().unwrap().steps.push(record);
+        Ok(())
+    }
+
+    fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
+        let Some(capacity) = self.plan.capacity(block) else {
+            return Err(self.refuse(format!("no block {}", block.0)));
+        };
+        if capacity < settings.capacity() || self.blocks[block.0 as usize].is_some() {
+            return Err(self.refuse(format!("block {} cannot be opened", block.0)));
+        }
+        self.seen.lock().unwrap().open_blocks += 1;
+        self.blocks[block.0 as usize] =
+            Some(Block { settings, len: 0, hash: 0, is_sealed: false, has_nan: false });
+        Ok(())
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), Error> {
+        let Some(source) = self.blocks[from.0 as usize] else {
+            return Err(self.refuse(format!("copy from closed block {}", from.0)));
+        };
+        if self.blocks[to.0 as usize].is_some() || self.plan.capacity(to) < Some(source.settings.capacity()) {
+            return Err(self.refuse(format!("copy to block {}", to.0)));
+        }
+        self.seen.lock().unwrap().open_blocks += 1;
+        self.blocks[to.0 as usize] = Some(source);
+        Ok(())
+    }
+
+    fn close_block(&mut self, block: BlockId) {
+        if self.blocks[block.0 as usize].take().is_some() {
+            self.seen.lock().unwrap().open_blocks -= 1;
+        }
+    }
+
+    fn max_batch_rows(&self) -> usize {
+        self.max_batch_rows
+    }
+
+    fn memory(&self) -> MemoryUse {
+        MemoryUse { weights: 1, workspace: 2, cache: self.plan.total_bytes() }
+    }
+}
+
+fn config() -> ModelConfig {
+    ModelConfig {
+        architecture: "llama".into(),
+        vocab_size: VOCAB_SIZE,
+        hidden_size: 2,
+        intermediate_size: 2,
+        num_layers: 1,
+        num_heads: 1,
+        num_kv_heads: 1,
+        head_dim: 2,
+        max_position: 8192,
+        rms_norm_eps: 1e-5,
+        rope: RopeConfig {
+            theta: 10_000.0,
+            rotary_dim: 2,
+            style: RopeStyle::HalfSplit,
+            scaling: RopeScaling::None,
+        },
+        tie_embeddings: true,
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        sliding_window: vec![None],
+        eos_token_ids: vec![0],
+        bos_token_id: None,
+    }
+}

@@ -1,0 +1,86 @@
+//! From a plan to the model and back: builds batches, knows no queues.
+
+use std::time::Duration;
+
+use locket_model::{Batch, BlockId, Error, Model, kv_cache::CacheSettings};
+
+use crate::{clock::Clock, scheduler::StepPlan, sequence::Sequence};
+
+/// Drives a model. Buffers are reused from step to step.
+pub(crate) struct Runner {
+    model: Box<dyn Model>,
+    batch: Batch,
+    /// Logits of the latest step `[sample_rows, vocab_size]`.
+    logits: Vec<f32>,
+}
+
+impl Runner {
+    pub(crate) fn new(model: Box<dyn Model>) -> Self {
+        Self { model, batch: Batch::default(), logits: Vec::new() }
+    }
+
+    /// The model.
+    pub(crate) fn model(&self) -> &dyn Model {
+        self.model.as_ref()
+    }
+
+    /// Runs the rows of `plan`; the logits of its `n`-th part with `sample` are row `n` of
+    /// [`Self::logits_row`].
+    pub(crate) fn run(&mut self, plan: &StepPlan, running: &[Sequence]) -> Result<(), Error> {
+        self.batch.clear();
+        for part in &plan.parts {
+            let sequence = &running[part.index];
+            self.batch.push(sequence.block, sequence.num_cached, sequence.next_ids(part.rows), part.sample);
+        }
+        self.forward()
+    }
+
+    fn forward(&mut self) -> Result<(), Error> {
+        self.model.forward(&self.batch, &mut self.logits)?;
+        let wanted = self.batch.sample_rows.len() * self.model.config().vocab_size;
+        if self.logits.len() != wanted {
+            let got = self.logits.len();
+            return Err(Error::Device(format!("the model returned {got} logits instead of {wanted}")));
+        }
+        Ok(())
+    }
+
+    /// Logits `[vocab_size]` of the `row`-th sampled row of the latest step.
+    pub(crate) fn logits_row(&self, row: usize) -> &[f32] {
+        let width = self.model.config().vocab_size;
+        &self.logits[row * width..(row + 1) * width]
+    }
+
+    /// Empties a block for a new sequence.
+    pub(crate) fn open(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
+        self.model.open_block(block, settings)
+    }
+
+    /// Gives `to` the state of `from`.
+    pub(crate) fn copy(&mut self, from: BlockId, to: BlockId) -> Result<(), Error> {
+        self.model.copy_block(from, to)
+    }
+
+    /// Scrubs a block.
+    pub(crate) fn close(&mut self, block: BlockId) {
+        self.model.close_block(block);
+    }
+
+    /// Runs one full step in the first block, so that pages are touched and threads exist before
+    /// the first request, and says how many rows took how long.
+    pub(crate) fn warm_up(&mut self, max_rows: usize, clock: &dyn Clock) -> Result<(usize, Duration), Error> {
+        let block = BlockId(0);
+        let Some(capacity) = self.model.cache_plan().capacity(block) else {
+            return Err(Error::Plan("the cache has no blocks".into()));
+        };
+        let rows = max_rows.min(capacity as usize).min(self.model.config().max_position).max(1);
+        self.open(block, CacheSettings::full(capacity))?;
+        self.batch.clear();
+        self.batch.push(block, 0, &vec![0; rows], true);
+        let begin = clock.now();
+        self.forward()?;
+        let took = clock.now().saturating_sub(begin);
+        self.close(block);
+        Ok((rows, took))
+    }
+}

@@ -1,0 +1,127 @@
+//! One stream of tokens and its state. Waiting, running, ended: there is nothing else.
+
+use std::{sync::Arc, time::Duration};
+
+use locket_model::BlockId;
+
+use crate::{
+    EngineFailure, FinishReason, GenerationRequest, SampledToken,
+    sampler::{NonFiniteLogits, SequenceSampler},
+    stream::EventSender,
+};
+
+/// Names a sequence for the life of the engine; later ones are larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SequenceId(pub(crate) u64);
+
+/// A continuation that waits for its block.
+#[derive(Debug)]
+pub(crate) struct WaitingSequence {
+    /// Which of the request's `n` continuations, from 0.
+    pub choice: u32,
+    /// Its reader.
+    pub events: EventSender,
+}
+
+/// A request in the queue. All its continuations start together.
+#[derive(Debug)]
+pub(crate) struct WaitingRequest {
+    /// What was asked for.
+    pub request: Arc<GenerationRequest>,
+    /// Its continuations; those whose reader has left are taken out.
+    pub sequences: Vec<WaitingSequence>,
+    /// When it was submitted.
+    pub arrived: Duration,
+    /// Place in the order of submission.
+    pub order: u64,
+    /// Seed of the request, its own or drawn at submission.
+    pub seed: u64,
+    /// Tokens after which the context or the block is full, at most `max_tokens`.
+    pub max_new: u32,
+}
+
+/// How a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With a result.
+    Finished(FinishReason),
+    /// Without one.
+    Failed(EngineFailure),
+    /// Its reader has left.
+    Aborted,
+}
+
+/// When things happened to a sequence, on the engine's clock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    /// It was submitted.
+    pub arrived: Duration,
+    /// The first step that worked on it began.
+    pub started: Option<Duration>,
+    /// Its first token was sampled.
+    pub first_token: Option<Duration>,
+    /// Its latest token was sampled.
+    pub last_token: Option<Duration>,
+}
+
+/// A running sequence: it owns a block.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    /// Its name.
+    pub id: SequenceId,
+    /// What was asked for, shared by the continuations of a request.
+    pub request: Arc<GenerationRequest>,
+    /// Which continuation of the request, from 0.
+    pub choice: u32,
+    /// Its cache.
+    pub block: BlockId,
+    /// The sequence that prefills the prompt for this one; `None`: it works for itself.
+    pub leader: Option<SequenceId>,
+    /// Tokens whose keys and values went into the block; below the prompt's length while it
+    /// prefills.
+    pub num_cached: u32,
+    /// Tokens generated so far.
+    pub output_ids: Vec<u32>,
+    /// Most tokens to generate: `max_tokens`, or what context and block allow.
+    pub max_new: u32,
+    /// How it chooses tokens.
+    pub sampler: SequenceSampler,
+    /// This step's choice, between sampling and reporting.
+    pub sampled: Option<Result<SampledToken, NonFiniteLogits>>,
+    /// Its reader.
+    pub events: EventSender,
+    /// For queue time and latencies.
+    pub times: Times,
+    /// Number of the latest step that worked on it.
+    pub last_step: u64,
+    /// Set when it has ended; it leaves at the end of the step.
+    pub end: Option<End>,
+}
+
+impl Sequence {
+    /// Tokens of the prompt.
+    pub(crate) fn prompt_len(&self) -> u32 {
+        self.request.prompt_ids.len() as u32
+    }
+
+    /// Whether the prompt is not yet wholly in the block.
+    pub(crate) fn is_prefill(&self) -> bool {
+        self.num_cached < self.prompt_len()
+    }
+
+    /// Prompt tokens that are not in the block yet.
+    pub(crate) fn prefill_remaining(&self) -> u32 {
+        self.prompt_len().saturating_sub(self.num_cached)
+    }
+
+    /// The next `rows` tokens to run, first the one at position [`Self::num_cached`].
+    pub(crate) fn next_ids(&self, rows: u32) -> &[u32] {
+        let (from, to) = (self.num_cached as usize, (self.num_cached + rows) as usize);
+        let prompt_len = self.request.prompt_ids.len();
+        if from < prompt_len {
+            &self.request.prompt_ids[from..to]
+        } else {
+            &self.output_ids[from - prompt_len..to - prompt_len]
+        }
+    }
+}
