@@ -86,7 +86,8 @@ impl ChatTemplate {
         let mut prompt = self.render_messages(messages, chat, false)?;
         let end = prompt.rfind(OPEN_END.trim_end()).ok_or_else(|| {
             Error::Template(
-                "continue_final_message: the template does not print the last message, so it cannot go on".into(),
+                "continue_final_message: the template does not print the last message, so it cannot go on"
+                    .into(),
             )
         })?;
         let is_trimmed = !prompt[end..].starts_with(OPEN_END);

@@ -1,0 +1,82 @@
+//! The default model's own tokenizer: ids equal Hugging Face's, any text comes back, its template.
+
+mod support;
+
+use std::{env, path::PathBuf, sync::LazyLock};
+
+use locket_model::load::Checkpoint;
+use locket_processor::{ChatPrompt, Processor, TextOptions};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use support::joined;
+
+const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+fn model_path() -> PathBuf {
+    let folder = |key: &str| env::var_os(key).map(PathBuf::from);
+    folder("LOCKET_TEST_MODEL").unwrap_or_else(|| {
+        let cache = folder("LOCKET_CACHE_DIR")
+            .or_else(|| folder("XDG_CACHE_HOME").map(|path| path.join("locket")))
+            .or_else(|| folder("HOME").map(|path| path.join(".cache/locket")))
+            .unwrap_or_default();
+        cache.join(FILE)
+    })
+}
+
+static PROCESSOR: LazyLock<Processor> = LazyLock::new(|| {
+    let path = model_path();
+    assert!(path.is_file(), "{} is missing: run 'locket pull' first", path.display());
+    Processor::load(&Checkpoint::open(&path).unwrap()).unwrap()
+});
+
+#[test]
+fn ids_equal_the_hugging_face_tokenizer() {
+    let cases: Vec<Value> =
+        serde_json::from_str(include_str!("../../../tests/golden/tokenizer/smollm2.json")).unwrap();
+    for case in &cases {
+        let text = case["text"].as_str().unwrap();
+        let expected: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+        assert_eq!(PROCESSOR.encode(text, false).unwrap(), expected, "{text:?}");
+        assert_eq!(PROCESSOR.encode(text, true).unwrap(), expected, "no start token: {text:?}");
+        assert_eq!(PROCESSOR.decode(&expected, false), text);
+    }
+    assert!(cases.len() > 30);
+}
+
+#[test]
+fn control_tokens_and_sizes_are_the_models() {
+    assert_eq!((PROCESSOR.vocab_size(), PROCESSOR.bos_token_id()), (49152, Some(1)));
+    assert_eq!(PROCESSOR.eos_token_ids(), [2]);
+    assert!((0..17).all(|id| PROCESSOR.is_special(id)) && !PROCESSOR.is_special(17));
+    assert_eq!(PROCESSOR.token_bytes(2), b"<|im_end|>");
+    assert_eq!(PROCESSOR.decode(&[1, 19556, 2], true), "Hello");
+}
+
+#[test]
+fn its_template_is_chatml_with_a_default_system_message() {
+    let chat = ChatPrompt {
+        messages: vec![json!({"role": "user", "content": [{"type": "text", "text": "Hi"}]})],
+        add_generation_prompt: true,
+        ..ChatPrompt::default()
+    };
+    assert_eq!(
+        PROCESSOR.render_chat(&chat).unwrap(),
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+         <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    );
+}
+
+proptest! {
+    #[test]
+    fn any_text_comes_back(text in any::<String>(), code in "[ \t\na-zA-Z0-9(){};=+'\"é日😀]{0,80}") {
+        for text in [text, code] {
+            let ids = PROCESSOR.encode(&text, false).unwrap();
+            prop_assert_eq!(joined(&PROCESSOR, &ids), text.as_str());
+            prop_assert_eq!(PROCESSOR.decode(&ids, false), text.as_str());
+            let mut stream = PROCESSOR.text_stream(TextOptions::default());
+            let mut streamed: String = ids.iter().map(|id| stream.push(PROCESSOR.token_bytes(*id)).text).collect();
+            streamed.push_str(&stream.finish().text);
+            prop_assert_eq!(streamed, text);
+        }
+    }
+}
