@@ -7,9 +7,9 @@ use crate::{
     Error, Model,
     kv_cache::CacheGeometry,
     llama::{Layer, Llama, LlamaWeights},
-    ops::{Ops, OpsConfig, WeightRole, WeightSpec, reference::ReferenceOps},
+    ops::{Ops, OpsConfig, RawTensor, WeightRole, WeightSpec, cpu::CpuOps, reference::ReferenceOps},
     weights::{
-        StoredType,
+        TensorInfo,
         names::{self, Part},
     },
 };
@@ -32,7 +32,7 @@ pub(super) fn build(checkpoint: &Checkpoint, options: &BuildOptions) -> Result<B
         threads: threads::resolve(options.threads),
     };
     match options.backend {
-        Backend::Cpu => Err(Error::Plan("the cpu backend is not built yet".into())),
+        Backend::Cpu => finish(checkpoint, CpuOps::new(config)?),
         Backend::Reference => finish(checkpoint, ReferenceOps::new(config, candle_core::Device::Cpu)?),
         #[cfg(feature = "cuda")]
         Backend::Cuda => finish(checkpoint, ReferenceOps::new(config, candle_core::Device::new_cuda(0)?)?),
@@ -44,8 +44,15 @@ where
     O: Ops + Send + 'static,
     O::Weight: Send,
 {
-    let weights = Preparer { checkpoint, ops: &mut ops }.weights()?;
+    let weights = prepare(checkpoint, &mut ops)?;
     Ok(Box::new(Llama::new(ops, weights)))
+}
+
+pub(super) fn prepare<O: Ops>(
+    checkpoint: &Checkpoint,
+    ops: &mut O,
+) -> Result<LlamaWeights<O::Weight>, Error> {
+    Preparer { checkpoint, ops }.weights()
 }
 
 /// Takes tensors out of the files in the decoder's order and gives each to the backend at once, so
@@ -116,31 +123,48 @@ impl<O: Ops> Preparer<'_, O> {
     fn norm(&mut self, part: Part, layer: usize) -> Result<O::Weight, Error> {
         let Checkpoint { weights, naming, .. } = self.checkpoint;
         let weight = weights.load_vector(&part.name(*naming, layer))?;
-        let parts = vec![crate::ops::RawTensor::Dense(weight)];
+        let parts = vec![RawTensor::Dense(weight)];
         self.ops.prepare(WeightSpec { parts, bias: None, role: WeightRole::Norm })
     }
 }
 
-/// Weights in the backend's form plus registers for `max_batch_rows`.
+/// Weights in the backend's form plus registers for `max_batch_rows`; logits belong to the caller.
 ///
-/// The reference backend widens everything to f32. The CPU backend keeps block formats at their
-/// stored size (packing reorders them) and dense matrices as f32; norms and biases are always f32.
-/// The workspace is every register once in f32, half as much again for quantised copies and
-/// attention scratch, and one row of logits per batch row.
+/// The reference backend widens every tensor to f32 and has about two sets of registers alive at
+/// once. The CPU backend keeps each matrix in its stored type, its rows padded to the kernels'
+/// groups; `Q4_0` takes the form of `Q4_1`. Its input registers exist in int8 as well, and the
+/// attention's scratch, which does not depend on the rows, is not counted.
 pub(super) fn planned_bytes(checkpoint: &Checkpoint, backend: Backend, max_batch_rows: usize) -> u64 {
     let Checkpoint { config, weights, naming, .. } = checkpoint;
-    let keeps_blocks = backend == Backend::Cpu;
     let mut bytes = 0u64;
     let visited = names::for_each(config, |part, layer| {
-        let numbers: usize = part.shape(config).iter().product();
-        let stored = weights.info(&part.name(*naming, layer));
-        bytes += match stored {
-            Some(info) if keeps_blocks && matches!(info.stored, StoredType::Quantized(_)) => info.len as u64,
-            _ => 4 * numbers as u64,
+        let shape = part.shape(config);
+        let numbers = shape.iter().product::<usize>() as u64;
+        bytes += match (backend, weights.info(&part.name(*naming, layer))) {
+            (Backend::Cpu, Some(info)) if shape.len() == 2 => packed_bytes(info),
+            _ => 4 * numbers,
         };
         Ok(())
     });
     debug_assert!(visited.is_ok(), "the closure never fails");
-    let row = 2 * config.hidden_size + config.qkv_dim() + config.q_dim() + 3 * config.intermediate_size;
-    bytes + max_batch_rows as u64 * (row as u64 * 6 + config.vocab_size as u64 * 4)
+    let inputs = config.hidden_size + config.q_dim() + config.intermediate_size;
+    let registers = inputs + config.hidden_size + config.qkv_dim() + 2 * config.intermediate_size;
+    let row_bytes = match backend {
+        // Two more of the residual's width for the head, and an eighth of the int8 form for scales.
+        Backend::Cpu => {
+            let int8 = inputs + config.hidden_size;
+            4 * (registers + 2 * config.hidden_size) + int8 + int8 / 8
+        }
+        _ => 2 * 4 * registers,
+    };
+    bytes + max_batch_rows as u64 * row_bytes as u64
+}
+
+/// Bytes of a matrix in the CPU kernels' groups of 16 rows.
+fn packed_bytes(info: &TensorInfo) -> u64 {
+    const GROUP_ROWS: u64 = 16;
+    let rows = info.shape.first().map_or(1, |&rows| rows as u64);
+    let row_bytes = info.len as u64 / rows.max(1);
+    let row_bytes = if info.stored.name() == "Q4_0" { row_bytes * 20 / 18 } else { row_bytes };
+    rows.next_multiple_of(GROUP_ROWS) * row_bytes
 }

@@ -151,6 +151,18 @@ impl Checkpoint {
     pub fn build(&self, options: &BuildOptions) -> Result<Box<dyn Model>, Error> {
         build::build(self, options)
     }
+
+    /// Loads the weights into a backend that the caller has built for this checkpoint's
+    /// configuration (training, graph capture).
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`Error::Device`].
+    pub fn prepare<O: crate::ops::Ops>(
+        &self,
+        ops: &mut O,
+    ) -> Result<crate::llama::LlamaWeights<O::Weight>, Error> {
+        build::prepare(self, ops)
+    }
 }
 
 /// FNV-1a over 64 bits: not for security, but stable between releases and platforms.

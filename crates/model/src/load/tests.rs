@@ -74,8 +74,10 @@ fn all_types_and_versions_open_and_build() {
             let mut file = GgufFile::tiny(kind);
             file.version = version;
             let checkpoint = open_gguf(&file).unwrap();
-            let model = checkpoint.build(&build_options(&checkpoint, Backend::Reference)).unwrap();
-            assert_eq!(model.config(), &checkpoint.config);
+            for backend in [Backend::Reference, Backend::Cpu] {
+                let model = checkpoint.build(&build_options(&checkpoint, backend)).unwrap();
+                assert_eq!(model.config(), &checkpoint.config);
+            }
         }
     }
 }
@@ -191,7 +193,9 @@ fn every_geometry_option_is_written_checked_and_built() {
     for tiny in [qwen3, qwen2, biased, mistral] {
         let folder = tiny_folder(&tiny);
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
-        checkpoint.build(&build_options(&checkpoint, Backend::Reference)).unwrap();
+        for backend in [Backend::Reference, Backend::Cpu] {
+            checkpoint.build(&build_options(&checkpoint, backend)).unwrap();
+        }
     }
 }
 
@@ -349,4 +353,16 @@ fn the_default_model_opens_with_its_known_geometry() {
     let TokenizerSource::Gguf(vocabulary) = &checkpoint.tokenizer else { panic!("vocabulary expected") };
     assert_eq!((vocabulary.tokens.len(), vocabulary.merges.len()), (49152, 48900));
     assert!(checkpoint.chat_template.is_some());
+}
+
+#[test]
+fn the_planned_bytes_of_the_default_model_are_within_3_percent_of_what_is_held() {
+    let checkpoint = Checkpoint::open(&default_model()).unwrap();
+    for backend in [Backend::Cpu, Backend::Reference] {
+        let options = BuildOptions { max_batch_rows: 64, ..build_options(&checkpoint, backend) };
+        let held = checkpoint.build(&options).unwrap().memory();
+        let held = held.weights + held.workspace;
+        let planned = checkpoint.planned_bytes(backend, 64);
+        assert!(planned.abs_diff(held) * 100 < held * 3, "{backend:?}: planned {planned}, held {held}");
+    }
 }

@@ -3,7 +3,11 @@
 use candle_core::quantized::GgmlDType;
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    cursor::MAX_ENTRIES,
+    metadata::{MAX_ARRAY_DEPTH, MAX_KEY_BYTES},
+    *,
+};
 use crate::testing::gguf::{GgufFile, Item};
 
 #[track_caller]
