@@ -51,8 +51,14 @@ pub struct AttentionJob {
     pub rows: usize,
     /// Slots filled before the first row's.
     pub slots_before: usize,
-    /// Handed to the caller's `slot_positions`.
+    /// Handed to the [`SlotPositions`] of a window.
     pub id: usize,
+}
+
+/// Where a sliding window looks up which position is in which slot.
+pub trait SlotPositions: Sync {
+    /// Positions `[kv_heads, stride]` of a job's slots, and their stride, by [`AttentionJob::id`].
+    fn slot_positions(&self, job_id: usize) -> (&[u32], usize);
 }
 
 /// A sliding window: a row sees the slots of the latest `size` positions, its own included.
@@ -62,8 +68,8 @@ pub struct Window<'a> {
     pub size: u32,
     /// Position of every row.
     pub row_positions: &'a [u32],
-    /// Positions `[kv_heads, stride]` of a job's slots, and their stride, by [`AttentionJob::id`].
-    pub slot_positions: &'a (dyn Fn(usize) -> (&'a [u32], usize) + Sync),
+    /// Position of every slot.
+    pub slots: &'a dyn SlotPositions,
 }
 
 /// The query rows and where their results go.
@@ -125,14 +131,14 @@ impl Attention {
     ///
     /// # Panics
     /// If rows or slots do not exist, or the team is larger than promised.
-    pub fn run<'a>(
+    pub fn run(
         &mut self,
         team: &mut Team,
         isa: Isa,
-        memory: &'a AlignedBuf,
-        jobs: &'a [AttentionJob],
-        rows: AttentionRows<'a>,
-        window: Option<Window<'a>>,
+        memory: &AlignedBuf,
+        jobs: &[AttentionJob],
+        rows: AttentionRows<'_>,
+        window: Option<Window<'_>>,
     ) {
         let shape = self.shape;
         let q_dim = shape.heads * shape.head_dim;
@@ -146,7 +152,7 @@ impl Attention {
             assert!(last_row * rows.query_stride <= rows.queries.len(), "query rows exist");
             assert!(last_row * q_dim <= rows.out.len(), "output rows exist");
             if let Some(window) = &window {
-                let (positions, stride) = (window.slot_positions)(job.id);
+                let (positions, stride) = window.slots.slot_positions(job.id);
                 let filled = (shape.kv_heads - 1) * stride + job.slots_before + job.rows;
                 assert!(positions.len() >= filled, "a position per slot");
                 assert!(window.row_positions.len() >= last_row, "a position per row");
@@ -465,7 +471,7 @@ impl<N: Number> Tile<'_, N> {
             return Q;
         }
         let positions = call.window.map(|window| {
-            let (positions, stride) = (window.slot_positions)(self.job.id);
+            let (positions, stride) = window.slots.slot_positions(self.job.id);
             (window, &positions[self.head * stride + self.start..][..filled])
         });
         if let Some((window, positions)) = positions {

@@ -9,7 +9,7 @@ mod weight;
 
 use locket_kernels::cpu::{
     Isa, QUANT_BLOCK, QuantRows, Team,
-    attention::{Attention, AttentionJob, AttentionRows, AttentionShape, Window},
+    attention::{Attention, AttentionJob, AttentionRows, AttentionShape, SlotPositions, Window},
     kv::KvRows,
     rows::{self, RmsNorm, Rope, RopePairs},
 };
@@ -168,6 +168,18 @@ impl CpuOps {
     }
 }
 
+/// Positions of one layer's slots, by block.
+struct LayerPositions<'a> {
+    cache: &'a Cache,
+    layer: usize,
+}
+
+impl SlotPositions for LayerPositions<'_> {
+    fn slot_positions(&self, block: usize) -> (&[u32], usize) {
+        self.cache.positions(block, self.layer)
+    }
+}
+
 impl Register {
     fn new(rows: usize, width: usize, is_input: bool) -> Self {
         let quant = (is_input && width.is_multiple_of(QUANT_BLOCK)).then(|| QuantRows::new(rows, width));
@@ -251,20 +263,15 @@ impl Ops for CpuOps {
 
     fn rms_norm(&mut self, step: &CpuStep, weight: &CpuWeight, src: Reg, dst: Reg) -> Result<(), Error> {
         let norm = self.norm(weight)?;
-        let mut out = self.take(dst);
-        if src == dst {
-            // In place is "add nothing": the residual form needs two registers.
-            self.put(dst, out, false);
-            return Err(Error::Device("a norm's source and destination must differ".into()));
-        }
         let [source, target] = self
             .registers
             .get_disjoint_mut([src as usize, dst as usize])
-            .map_err(|error| Error::Device(error.to_string()))?;
+            .map_err(|_| Error::Device("a norm's source and destination are one register".into()))?;
+        let out = &mut target.data;
         let quant = target.quant.as_mut().filter(|_| self.int8);
         let current = quant.is_some();
-        rows::rms_norm(&mut self.team, self.isa, norm, step.rows, &source.data, &mut out, quant);
-        self.put(dst, out, current);
+        rows::rms_norm(&mut self.team, self.isa, norm, step.rows, &source.data, out, quant);
+        target.quant_is_current = current;
         Ok(())
     }
 
@@ -372,11 +379,11 @@ impl Ops for CpuOps {
                 break;
             }
             let cache = &self.cache;
-            let slot_positions = |block: usize| cache.positions(block, layer);
+            let slots = LayerPositions { cache, layer };
             let window = model.sliding_window[layer].map(|size| Window {
                 size: u32::try_from(size).unwrap_or(u32::MAX),
                 row_positions: &self.batch.positions,
-                slot_positions: &slot_positions,
+                slots: &slots,
             });
             let rows = AttentionRows { queries: &qkv.data, query_stride: qkv.width, out: &mut out };
             self.attention.run(&mut self.team, self.isa, &cache.memory, &self.jobs, rows, window);
@@ -386,15 +393,22 @@ impl Ops for CpuOps {
     }
 
     fn silu_mul(&mut self, step: &CpuStep) -> Result<(), Error> {
-        let mut out = self.take(Reg::Act);
         let [gate_up, act] = self
             .registers
             .get_disjoint_mut([Reg::GateUp as usize, Reg::Act as usize])
             .map_err(|error| Error::Device(error.to_string()))?;
         let quant = act.quant.as_mut().filter(|_| self.int8);
         let current = quant.is_some();
-        rows::silu_mul(&mut self.team, self.isa, step.rows, act.width, &gate_up.data, &mut out, quant);
-        self.put(Reg::Act, out, current);
+        rows::silu_mul(
+            &mut self.team,
+            self.isa,
+            step.rows,
+            act.width,
+            &gate_up.data,
+            &mut act.data,
+            quant,
+        );
+        act.quant_is_current = current;
         Ok(())
     }
 
