@@ -4,8 +4,8 @@
     venv/bin/python tests/golden/make_llama.py
 
 Random LLaMA-family checkpoints, small but with every branch of the geometry used, run by
-transformers' eager attention in f32 on the CPU. Weights stored in half types are rounded first and
-widened again, so that the expected logits belong to the stored numbers. Each folder has
+transformers' eager attention in f32 on the CPU. They are read from the files that were written, so
+that the expected logits belong to the stored numbers, rounded to half types for some. Each folder has
 `config.json` and `logits.safetensors` (`ids [200]`, `logits [200, vocab]`, f32); the variants of
 `llama3` share its weights, which differ from theirs in nothing but the configuration.
 
@@ -68,7 +68,10 @@ def make(folder, model, dtype, weights_of=None, seed=0, rope_v4=None, **save):
         config.pop("rope_parameters")
         config["rope_theta"], config["rope_scaling"] = rope_v4
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    model = model.to(torch.float32).eval()
+    if weights_of is None:
+        # Read anew rather than widened in place: `to` has rounded the rotary frequencies too.
+        model = type(model).from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    model.eval()
     ids = torch.randint(0, VOCAB, (POSITIONS,), generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         logits = model(ids[None], use_cache=False).logits[0]

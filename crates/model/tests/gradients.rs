@@ -3,9 +3,9 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use locket_model::{
-    Batch, BlockId, ModelConfig,
+    Batch, BlockId, Model, ModelConfig,
     config::{RopeConfig, RopeScaling, RopeStyle},
-    kv_cache::{CacheGeometry, CachePlan, SlotType},
+    kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SlotType},
     llama::{Layer, Llama, LlamaWeights},
     ops::{Ops, OpsConfig, RawTensor, WeightRole, WeightSpec, reference::ReferenceOps},
 };
@@ -68,14 +68,20 @@ impl Variables {
     }
 }
 
-fn tiny(style: RopeStyle) -> (Llama<ReferenceOps>, Vec<(String, Var)>) {
+/// The same weights in every call; with one block of 16 slots, or without a cache.
+fn tiny(style: RopeStyle, cached: bool) -> (Llama<ReferenceOps>, Vec<(String, Var)>) {
     let model = config(style);
     let (hidden, inner, head) = (model.hidden_size, model.intermediate_size, model.head_dim);
     let (q, kv, vocab) = (model.q_dim(), model.kv_dim(), model.vocab_size);
-    let cache = CachePlan { geometry: CacheGeometry::of(&model), slot_type: SlotType::F32, classes: vec![] };
+    let classes = vec![BlockClass { capacity: 16, blocks: 1 }];
+    let cache = CachePlan { geometry: CacheGeometry::of(&model), slot_type: SlotType::F32, classes };
     let num_layers = model.num_layers;
     let config = OpsConfig { model, cache, max_batch_rows: 64, threads: 1 };
-    let mut ops = ReferenceOps::without_cache(config, Device::Cpu, DType::F64);
+    let mut ops = if cached {
+        ReferenceOps::with_dtype(config, Device::Cpu, DType::F64).unwrap()
+    } else {
+        ReferenceOps::without_cache(config, Device::Cpu, DType::F64)
+    };
     let mut vars = Variables { random: StdRng::seed_from_u64(5), all: Vec::new() };
     let mut weight = |name: String, parts: &[&[usize]], role| vars.weight(&mut ops, &name, parts, role);
     let layers = (0..num_layers)
@@ -129,7 +135,7 @@ fn value(loss: &Tensor) -> f64 {
 #[test]
 fn gradients_equal_finite_differences() {
     for style in [RopeStyle::HalfSplit, RopeStyle::Interleaved] {
-        let (mut model, vars) = tiny(style);
+        let (mut model, vars) = tiny(style, false);
         let gradients = loss(&mut model).backward().unwrap();
         for (name, var) in &vars {
             let gradient = gradients.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
@@ -157,7 +163,7 @@ fn gradients_equal_finite_differences() {
 /// Without a cache, sequences of a batch do not see each other.
 #[test]
 fn whole_sequences_do_not_see_each_other() {
-    let (mut model, _) = tiny(RopeStyle::HalfSplit);
+    let (mut model, _) = tiny(RopeStyle::HalfSplit, false);
     let mut alone = Batch::default();
     alone.push(BlockId(0), 0, &[2, 7, 10], true);
     let mut together = Batch::default();
@@ -168,5 +174,30 @@ fn whole_sequences_do_not_see_each_other() {
     assert_eq!(alone[0].len(), 11);
     for (a, b) in alone[0].iter().zip(&together[0]) {
         assert!(a.is_finite() && (a - b).abs() < 1e-12);
+    }
+}
+
+/// Training and serving compute the same; f32 slots and logits are all that differs.
+#[test]
+fn whole_sequences_equal_cached_ones() {
+    let ids = [3, 1, 4, 1, 5, 9, 2, 6];
+    for style in [RopeStyle::HalfSplit, RopeStyle::Interleaved] {
+        let mut batch = Batch::default();
+        batch.push(BlockId(0), 0, &ids, false);
+        batch.sample_rows = (0..8).collect();
+        let whole = tiny(style, false).0.forward_train(&batch).unwrap();
+        let whole = whole.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let mut model = tiny(style, true).0;
+        model.open_block(BlockId(0), CacheSettings::full(16)).unwrap();
+        let (mut cached, mut logits) = (Vec::new(), Vec::new());
+        for (position, id) in ids.iter().enumerate() {
+            batch.clear();
+            batch.push(BlockId(0), position as u32, &[*id], true);
+            model.forward(&batch, &mut logits).unwrap();
+            cached.extend_from_slice(&logits);
+        }
+        for (a, b) in whole.iter().zip(&cached) {
+            assert!((a - f64::from(*b)).abs() < 1e-5, "{style:?}: {a} {b}");
+        }
     }
 }

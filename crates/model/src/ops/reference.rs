@@ -9,14 +9,18 @@
 //! blocks: each sequence of a batch is whole and attends to itself, and logits are differentiable
 //! in the weights ([`Llama::forward_train`]).
 
+mod cache;
+
 use candle_core::{D, DType, Device, Tensor};
+
+use cache::Block;
 
 use super::{Ops, OpsConfig, RawTensor, Reg, WeightSpec, rope};
 use crate::{
     BlockId, Error, MemoryUse,
     batch::{Batch, BatchSequence},
     config::RopeStyle,
-    kv_cache::{BlockState, CacheSettings, FoldScratch, SlotMove, SlotType},
+    kv_cache::{CacheSettings, FoldScratch},
     llama::Llama,
 };
 
@@ -43,13 +47,6 @@ pub struct ReferenceStep {
     /// `[rows]`, on the host for masks.
     positions: Vec<u32>,
     sequences: Vec<BatchSequence>,
-}
-
-/// One block's memory.
-struct Block {
-    state: BlockState,
-    /// Keys and values of each layer `[kv_heads, capacity, head_dim]` in the slot type.
-    layers: Vec<(Tensor, Tensor)>,
 }
 
 /// Plain candle operations. See the [module](self).
@@ -82,21 +79,11 @@ impl ReferenceOps {
     /// As [`Self::new`].
     pub fn with_dtype(config: OpsConfig, device: Device, dtype: DType) -> Result<Self, Error> {
         let geometry = config.cache.geometry;
-        let slot_dtype = dtype_of(config.cache.slot_type);
         let mut blocks = Vec::new();
         for class in &config.cache.classes {
-            let capacity = class.capacity as usize;
-            let shape = (geometry.num_kv_heads, capacity, geometry.head_dim);
             for _ in 0..class.blocks {
-                let layers = (0..geometry.num_layers)
-                    .map(|_| {
-                        Ok((
-                            Tensor::zeros(shape, slot_dtype, &device)?,
-                            Tensor::zeros(shape, slot_dtype, &device)?,
-                        ))
-                    })
-                    .collect::<Result<_, Error>>()?;
-                blocks.push(Block { state: BlockState::new(geometry, capacity), layers });
+                let capacity = class.capacity as usize;
+                blocks.push(Block::new(geometry, config.cache.slot_type, capacity, &device)?);
             }
         }
         let mut ops = Self::without_cache(config, device, dtype);
@@ -171,112 +158,6 @@ impl ReferenceOps {
         Ok(())
     }
 
-    /// Queries `[heads, rows, head_dim]`, keys and values `[kv_heads, rows, head_dim]` of `rows`
-    /// rows from `start`.
-    fn heads_of(&self, start: usize, rows: usize) -> Result<[Tensor; 3], Error> {
-        let model = &self.config.model;
-        let qkv = self.get(Reg::Qkv)?.narrow(0, start, rows)?;
-        let part = |from: usize, heads: usize| -> Result<Tensor, Error> {
-            let x = qkv.narrow(1, from, heads * model.head_dim)?.contiguous()?;
-            Ok(x.reshape((rows, heads, model.head_dim))?.transpose(0, 1)?.contiguous()?)
-        };
-        let q_dim = model.q_dim();
-        Ok([
-            part(0, model.num_heads)?,
-            part(q_dim, model.num_kv_heads)?,
-            part(q_dim + model.kv_dim(), model.num_kv_heads)?,
-        ])
-    }
-
-    /// Softmax attention. `q [heads, rows, head_dim]`, `k, v [kv_heads, slots, head_dim]`, `mask
-    /// [kv_heads, rows, slots]` added to the scores. Returns `[rows, q_dim]`.
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Tensor, Error> {
-        let (heads, rows, head_dim) = q.dims3()?;
-        let (kv_heads, slots, _) = k.dims3()?;
-        let group = heads / kv_heads;
-        let q = (q.reshape((kv_heads, group * rows, head_dim))? / (head_dim as f64).sqrt())?;
-        let scores = q.matmul(&k.t()?)?.reshape((kv_heads, group, rows, slots))?;
-        let scores = scores.to_dtype(mask.dtype())?.broadcast_add(&mask.unsqueeze(1)?)?;
-        // The shift cancels out, so its gradient is zero and need not be followed.
-        let exp = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
-        let weights = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?.to_dtype(self.dtype)?;
-        let out = weights.reshape((kv_heads, group * rows, slots))?.matmul(v)?;
-        Ok(out.reshape((heads, rows, head_dim))?.transpose(0, 1)?.contiguous()?.flatten_from(1)?)
-    }
-
-    /// What each row may see: `0` or `-inf`, `[heads, rows, slots]`; `slots` gives each head's
-    /// positions.
-    fn mask(&self, layer: usize, rows: &[u32], slots: &[&[u32]]) -> Result<Tensor, Error> {
-        let window =
-            self.config.model.sliding_window[layer].map_or(u32::MAX, |w| w.min(u32::MAX as usize) as u32);
-        let mut mask = Vec::with_capacity(slots.len() * rows.len() * slots[0].len());
-        for &head in slots {
-            for &row in rows {
-                mask.extend(head.iter().map(|&slot| {
-                    let sees = slot <= row && row - slot < window;
-                    if sees { 0.0f32 } else { f32::NEG_INFINITY }
-                }));
-            }
-        }
-        let shape = (slots.len(), rows.len(), slots[0].len());
-        Ok(Tensor::from_vec(mask, shape, &self.device)?.to_dtype(at_least_f32(self.dtype))?)
-    }
-
-    /// Attention of one sequence over its block: fold if due, append, attend, until all rows are done.
-    fn attend_block(
-        &mut self,
-        step: &ReferenceStep,
-        layer: usize,
-        sequence: &BatchSequence,
-    ) -> Result<Vec<Tensor>, Error> {
-        let slot_dtype = dtype_of(self.config.cache.slot_type);
-        let (mut start, end) = (sequence.rows.start as usize, sequence.rows.end as usize);
-        let mut outputs = Vec::new();
-        while start < end {
-            let mut scratch = std::mem::take(&mut self.scratch);
-            let block = self.block_mut(sequence.block)?;
-            let segment = block.state.next_segment(layer, end - start);
-            if segment.fold {
-                let len = block.state.len(layer);
-                let moves = block.state.fold(layer, &mut scratch);
-                apply_moves(&block.layers[layer], len, moves)?;
-            }
-            self.scratch = scratch;
-            let [q, k, v] = self.heads_of(start, segment.rows)?;
-            let rows = &step.positions[start..start + segment.rows];
-            let block = self.block_mut(sequence.block)?;
-            let first = block.state.append(layer, rows);
-            let (keys, values) = &block.layers[layer];
-            keys.slice_set(&k.to_dtype(slot_dtype)?, 1, first)?;
-            values.slice_set(&v.to_dtype(slot_dtype)?, 1, first)?;
-            let (keys, values) = (keys.clone(), values.clone());
-            let block = self.block_mut(sequence.block)?;
-            let (len, stride) = (block.state.len(layer), block.state.stride());
-            let slots: Vec<Vec<u32>> =
-                block.state.positions(layer).chunks(stride).map(|head| head[..len].to_vec()).collect();
-            let slots: Vec<&[u32]> = slots.iter().map(Vec::as_slice).collect();
-            let mask = self.mask(layer, rows, &slots)?;
-            let stored = |x: &Tensor| x.narrow(1, 0, len)?.to_dtype(self.dtype)?.contiguous();
-            outputs.push(self.attention(&q, &stored(&keys)?, &stored(&values)?, &mask)?);
-            start += segment.rows;
-        }
-        Ok(outputs)
-    }
-
-    /// Attention of one whole sequence over itself.
-    fn attend_whole(
-        &self,
-        step: &ReferenceStep,
-        layer: usize,
-        sequence: &BatchSequence,
-    ) -> Result<Tensor, Error> {
-        let (start, end) = (sequence.rows.start as usize, sequence.rows.end as usize);
-        let [q, k, v] = self.heads_of(start, end - start)?;
-        let rows = &step.positions[start..end];
-        let mask = self.mask(layer, rows, &[rows])?;
-        self.attention(&q, &k, &v, &mask)
-    }
-
     /// Logits `[samples, vocab_size]` as a tensor of the computing type.
     fn logits_tensor(
         &self,
@@ -289,59 +170,6 @@ impl ReferenceOps {
             |reg: Reg| -> Result<Tensor, Error> { Ok(self.get(reg)?.index_select(&step.sample_rows, 0)?) };
         let hidden = (rows(residual)? + rows(delta)?)?;
         self.product(&self.norm(&hidden, norm)?, head)
-    }
-
-    /// Checks everything about `batch` that is not the cache's matter.
-    fn check(&self, batch: &Batch) -> Result<(), Error> {
-        let rows = batch.num_rows();
-        let invalid = |reason: String| Err(Error::InvalidBatch(reason));
-        if rows == 0 || rows > self.config.max_batch_rows {
-            return invalid(format!("{rows} rows; 1 to {} are possible", self.config.max_batch_rows));
-        }
-        if batch.positions.len() != rows {
-            return invalid(format!("{rows} ids but {} positions", batch.positions.len()));
-        }
-        if let Some(id) = batch.ids.iter().find(|&&id| id as usize >= self.config.model.vocab_size) {
-            return invalid(format!("id {id}; the vocabulary has {}", self.config.model.vocab_size));
-        }
-        if batch.sample_rows.iter().any(|&row| row as usize >= rows) || !batch.sample_rows.is_sorted() {
-            return invalid(format!("sample rows must ascend below {rows}"));
-        }
-        let mut next = 0;
-        for (idx, sequence) in batch.sequences.iter().enumerate() {
-            if sequence.rows.start != next || sequence.rows.end <= next || sequence.rows.end as usize > rows {
-                return invalid(format!(
-                    "sequence {idx} has rows {:?}, expected them from {next}",
-                    sequence.rows
-                ));
-            }
-            let positions = &batch.positions[next as usize..sequence.rows.end as usize];
-            if !positions.windows(2).all(|pair| pair[0].checked_add(1) == Some(pair[1])) {
-                return invalid(format!("positions of sequence {idx} are not consecutive"));
-            }
-            next = sequence.rows.end;
-        }
-        if next as usize != rows {
-            return invalid(format!("sequences cover {next} of {rows} rows"));
-        }
-        Ok(())
-    }
-
-    /// Checks `batch` against the blocks: open, in order, with room, each used once.
-    fn check_blocks(&self, batch: &Batch) -> Result<(), Error> {
-        let Some(blocks) = &self.blocks else { return Ok(()) };
-        let mut used = vec![false; blocks.len()];
-        for sequence in &batch.sequences {
-            let id = sequence.block.0 as usize;
-            let Some(block) = blocks.get(id) else {
-                return Err(Error::InvalidBatch(format!("there is no block {id}")));
-            };
-            if std::mem::replace(&mut used[id], true) {
-                return Err(Error::InvalidBatch(format!("block {id} is in the batch twice")));
-            }
-            block.state.check_append(batch.positions[sequence.rows.start as usize], sequence.rows.len())?;
-        }
-        Ok(())
     }
 }
 
@@ -379,7 +207,8 @@ impl Ops for ReferenceOps {
     }
 
     fn upload(&mut self, batch: &Batch) -> Result<ReferenceStep, Error> {
-        self.check(batch)?;
+        let model = &self.config.model;
+        batch.check(self.config.max_batch_rows, model.vocab_size, model.max_position)?;
         self.check_blocks(batch)?;
         let (frequencies, factor) = &self.frequencies;
         // In f64, because f32 loses whole turns at long positions.
@@ -527,39 +356,19 @@ impl Ops for ReferenceOps {
     }
 
     fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
-        let block = self.block_mut(block)?;
-        settings.check(block.state.stride())?;
-        block.state.open(settings);
-        Ok(())
+        self.block_mut(block)?.open(settings)
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), Error> {
         let source = self.block_mut(from)?;
         let (state, layers) = (source.state.clone(), source.layers.clone());
         let target = self.block_mut(to)?;
-        if from == to {
-            return Ok(());
-        }
-        if let Some(settings) = state.settings() {
-            settings.check(target.state.stride())?;
-        }
-        target.state.copy_from(&state);
-        for (layer, ((k, v), (k_to, v_to))) in layers.iter().zip(&target.layers).enumerate() {
-            let len = state.len(layer);
-            if len > 0 {
-                k_to.slice_set(&k.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
-                v_to.slice_set(&v.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
-            }
-        }
-        Ok(())
+        if from == to { Ok(()) } else { target.copy_from(&state, &layers) }
     }
 
     fn close_block(&mut self, block: BlockId) {
-        let Ok(block) = self.block_mut(block) else { return };
-        block.state.close();
-        for (keys, values) in &block.layers {
-            // Zeroing allocated memory fails only with its device, which the next step reports.
-            let _ = keys.zero_set().and_then(|()| values.zero_set());
+        if let Ok(block) = self.block_mut(block) {
+            block.close();
         }
     }
 
@@ -574,32 +383,6 @@ impl Ops for ReferenceOps {
         let workspace = 2 * self.config.max_batch_rows * width * self.dtype.size_in_bytes();
         let cache = if self.blocks.is_some() { self.config.cache.total_bytes() } else { 0 };
         MemoryUse { weights: self.weight_bytes, workspace: workspace as u64, cache }
-    }
-}
-
-/// Moves survivors of a fold; `len` slots were filled before it.
-fn apply_moves((keys, values): &(Tensor, Tensor), len: usize, moves: &[SlotMove]) -> Result<(), Error> {
-    let heads = keys.dim(0)?;
-    for memory in [keys, values] {
-        let mut folded = Vec::with_capacity(heads);
-        for head in 0..heads {
-            let mut sources: Vec<u32> = (0..len as u32).collect();
-            for slot in moves.iter().filter(|slot| slot.head as usize == head) {
-                sources[slot.to as usize] = slot.from;
-            }
-            let sources = Tensor::new(sources.as_slice(), memory.device())?;
-            folded.push(memory.get(head)?.contiguous()?.index_select(&sources, 0)?);
-        }
-        memory.slice_set(&Tensor::stack(&folded, 0)?, 1, 0)?;
-    }
-    Ok(())
-}
-
-fn dtype_of(slot_type: SlotType) -> DType {
-    match slot_type {
-        SlotType::F32 => DType::F32,
-        SlotType::F16 => DType::F16,
-        SlotType::Bf16 => DType::BF16,
     }
 }
 
