@@ -1,1 +1,178 @@
-//! x
+//! The HTTP interface: OpenAI types, routes, streaming, limits.
+//!
+//! It stands above `locket-processor` (text to ids and back) and `locket-engine` (ids to ids) and
+//! knows no tensors. Every path and every layer is in [`router`]; the contract with clients is in
+//! `docs/api.md`.
+
+mod choice;
+pub mod config;
+pub mod error;
+mod fields;
+mod generation;
+mod json;
+mod known_fields;
+mod layers;
+mod limits;
+mod logprobs;
+mod metrics;
+mod openai;
+mod prompt;
+mod routes;
+mod run;
+pub mod state;
+mod stream;
+
+use std::{future::IntoFuture as _, io, time::Duration};
+
+use axum::{
+    Router,
+    http::{HeaderName, HeaderValue, Method},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+    serve::ListenerExt as _,
+};
+use tokio::net::TcpListener;
+use tower::Layer as _;
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowHeaders, AllowOrigin, CorsLayer},
+    normalize_path::NormalizePathLayer,
+};
+
+pub use config::{CacheDefaults, ConfigError, ServerConfig};
+pub use error::{ApiError, ErrorKind, ErrorRow};
+pub use state::{AppState, SetupError};
+
+use routes::{chat, completions, fallback, health, models, tokenize};
+
+/// All routes and layers. A trailing slash is the same route.
+pub fn router(state: AppState) -> Router {
+    let routes = Router::new()
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::show))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/v1/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/v1/detokenize", post(tokenize::detokenize))
+        .route("/health", get(health::health))
+        .route("/health/live", get(health::health))
+        .route("/ping", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(metrics::show))
+        .route("/version", get(health::version));
+    let routes = NOT_IMPLEMENTED
+        .iter()
+        .fold(routes, |routes, path| routes.route(path, any(fallback::not_implemented)))
+        .fallback(fallback::not_found)
+        .method_not_allowed_fallback(fallback::method_not_allowed)
+        // The last layer is the outermost one.
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(cors(state.config()))
+        .layer(middleware::from_fn_with_state(state.clone(), layers::observe))
+        .with_state(state);
+    Router::new().fallback_service(NormalizePathLayer::trim_trailing_slash().layer(routes))
+}
+
+/// Routes of the API that this server does not have.
+const NOT_IMPLEMENTED: [&str; 22] = [
+    "/v1/responses",
+    "/v1/responses/{*rest}",
+    "/v1/embeddings",
+    "/v1/moderations",
+    "/v1/audio/{*rest}",
+    "/v1/images/{*rest}",
+    "/v1/videos",
+    "/v1/files",
+    "/v1/files/{*rest}",
+    "/v1/uploads",
+    "/v1/uploads/{*rest}",
+    "/v1/batches",
+    "/v1/batches/{*rest}",
+    "/v1/fine_tuning/{*rest}",
+    "/v1/vector_stores",
+    "/v1/vector_stores/{*rest}",
+    "/v1/assistants",
+    "/v1/threads",
+    "/v1/threads/{*rest}",
+    "/v1/conversations",
+    "/v1/chat/completions/{*rest}",
+    "/v1/realtime/{*rest}",
+];
+
+/// Nothing without configured origins.
+fn cors(config: &ServerConfig) -> CorsLayer {
+    if config.cors_origins.is_empty() {
+        return CorsLayer::new();
+    }
+    let origins = if config.cors_origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(config.cors_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+    };
+    let exposed = ["x-request-id", "openai-processing-ms", "retry-after"].map(HeaderName::from_static);
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(exposed)
+        .max_age(Duration::from_secs(3600))
+}
+
+/// A handler that panicked: a bug, answered like any other.
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let detail = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message");
+    ApiError::internal(detail).into_response()
+}
+
+/// Serves until `shutdown` resolves and the running requests have ended.
+///
+/// On the signal `/ready` and new requests turn 503 at once. Connections are still accepted until
+/// the running requests have ended, or the drain time is over, so that clients and balancers get
+/// an answer. What the engine then still runs ends with a stream error event.
+///
+/// # Errors
+/// The listener failed.
+pub async fn serve(
+    listener: TcpListener,
+    state: AppState,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    /// After the drain time: for last bytes to reach slow readers.
+    const LAST_BYTES: Duration = Duration::from_secs(5);
+    // Small events must leave at once.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "no TCP_NODELAY");
+        }
+    });
+    let is_drained = tokio_util::sync::CancellationToken::new();
+    let drained = is_drained.clone();
+    let drain = async {
+        shutdown.await;
+        let timeout = state.config().drain_timeout;
+        tracing::info!(seconds = timeout.as_secs_f64(), "shutting down: running requests may finish");
+        state.begin_drain();
+        let all_ended = tokio::time::timeout(timeout, state.permits().all_returned()).await.is_ok();
+        if !all_ended {
+            tracing::warn!("the drain time is over with requests still running");
+        }
+        drained.cancel();
+        // Whoever still holds a connection open then is cut off.
+        tokio::time::sleep(LAST_BYTES).await;
+    };
+    let server = axum::serve(listener, router(state.clone()))
+        .with_graceful_shutdown(async move { is_drained.cancelled().await })
+        .into_future();
+    tokio::select! {
+        result = server => result,
+        () = drain => Ok(()),
+    }
+}

@@ -1,0 +1,340 @@
+//! One choice: engine events in, text and released tokens out. Streamed and unstreamed answers
+//! are both made of these, so they cannot differ.
+
+use std::{collections::VecDeque, pin::Pin, sync::Arc};
+
+use futures_util::{Stream, stream};
+use locket_engine::{
+    EngineFailure, FinishReason as EngineFinish, SampledToken, SequenceEvent, SequenceStream,
+};
+use locket_processor::{Processor, TextDelta, TextOptions, TextStream};
+
+use crate::{
+    generation::GenerationFields,
+    openai::{FinishReason, StopReason},
+};
+
+/// What the text side needs to know about tokens.
+pub(crate) trait TokenTable: Send + Sync {
+    /// The exact bytes of a token.
+    fn token_bytes(&self, id: u32) -> &[u8];
+    /// Whether the token is a control token.
+    fn is_special(&self, id: u32) -> bool;
+}
+
+impl TokenTable for Processor {
+    fn token_bytes(&self, id: u32) -> &[u8] {
+        Processor::token_bytes(self, id)
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        Processor::is_special(self, id)
+    }
+}
+
+/// What a client gets to know of one choice, in this order: `Started`, any number of `Delta`,
+/// then one `Finished` or `Failed`.
+#[derive(Debug, PartialEq)]
+pub(crate) enum ChoiceEvent {
+    /// Prefill has ended.
+    Started {
+        /// Prompt tokens whose prefill was skipped.
+        cached_tokens: u32,
+    },
+    /// More text, or more tokens whose text is complete; never both empty.
+    Delta(Delta),
+    /// The end.
+    Finished(Finish),
+    /// The end without a result.
+    Failed(EngineFailure),
+}
+
+/// Text that has become certain, with its tokens.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Delta {
+    /// New text.
+    pub(crate) text: String,
+    /// Tokens that are now wholly in the text.
+    pub(crate) tokens: Vec<ReleasedToken>,
+    /// Tokens generated so far.
+    pub(crate) completion_tokens: u32,
+}
+
+/// A token that belongs to the answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ReleasedToken {
+    /// As sampled.
+    pub(crate) sampled: SampledToken,
+    /// A control token that is not shown: it adds nothing to the text.
+    pub(crate) is_hidden: bool,
+}
+
+/// Why a choice ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Finish {
+    /// `stop` or `length`.
+    pub(crate) reason: FinishReason,
+    /// The stop string or stop token of the request that did it.
+    pub(crate) stop_reason: Option<StopReason>,
+    /// Tokens generated in all, those of a stop string included, the stop token not.
+    pub(crate) completion_tokens: u32,
+}
+
+/// The text side of one choice.
+pub(crate) struct ChoiceText {
+    tokens: Arc<dyn TokenTable>,
+    text: TextStream,
+    stop: Vec<String>,
+    stop_token_ids: Vec<u32>,
+    keep_special_tokens: bool,
+    unreleased: VecDeque<ReleasedToken>,
+    completion_tokens: u32,
+}
+
+impl ChoiceText {
+    /// Starts an empty text.
+    pub(crate) fn new(tokens: Arc<dyn TokenTable>, fields: &GenerationFields) -> Self {
+        let options = TextOptions { stop: fields.stop.clone(), include_stop: fields.include_stop };
+        Self {
+            tokens,
+            text: TextStream::new(options),
+            stop: fields.stop.clone(),
+            stop_token_ids: fields.stop_token_ids.clone(),
+            keep_special_tokens: fields.keep_special_tokens,
+            unreleased: VecDeque::new(),
+            completion_tokens: 0,
+        }
+    }
+
+    /// Takes the next event of the engine; `None` is a stream that broke off. Appends what the
+    /// client gets to know, and returns whether more may follow.
+    pub(crate) fn advance(&mut self, event: Option<SequenceEvent>, out: &mut VecDeque<ChoiceEvent>) -> bool {
+        match event {
+            Some(SequenceEvent::Started { cached_tokens, .. }) => {
+                out.push_back(ChoiceEvent::Started { cached_tokens });
+                true
+            }
+            Some(SequenceEvent::Token(token)) => self.push_token(token, out),
+            Some(SequenceEvent::Finished(reason)) => {
+                let delta = self.text.finish();
+                let found = self.release(delta, out);
+                let finish = found.map_or_else(|| self.finish_of(reason), |stop| self.stopped_by(stop));
+                out.push_back(ChoiceEvent::Finished(finish));
+                false
+            }
+            Some(SequenceEvent::Failed(failure)) => {
+                out.push_back(ChoiceEvent::Failed(failure));
+                false
+            }
+            None => {
+                out.push_back(ChoiceEvent::Failed(EngineFailure::Internal));
+                false
+            }
+        }
+    }
+
+    fn push_token(&mut self, sampled: SampledToken, out: &mut VecDeque<ChoiceEvent>) -> bool {
+        let is_hidden = !self.keep_special_tokens && self.tokens.is_special(sampled.id);
+        let bytes = if is_hidden { &[][..] } else { self.tokens.token_bytes(sampled.id) };
+        let delta = self.text.push(bytes);
+        self.completion_tokens = self.completion_tokens.saturating_add(1);
+        self.unreleased.push_back(ReleasedToken { sampled, is_hidden });
+        match self.release(delta, out) {
+            Some(stop) => {
+                out.push_back(ChoiceEvent::Finished(self.stopped_by(stop)));
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// Hands out a delta and returns the stop string that it ended with, if any.
+    fn release(&mut self, delta: TextDelta, out: &mut VecDeque<ChoiceEvent>) -> Option<usize> {
+        let count = delta.released_tokens.min(self.unreleased.len());
+        if count > 0 || !delta.text.is_empty() {
+            out.push_back(ChoiceEvent::Delta(Delta {
+                text: delta.text,
+                tokens: self.unreleased.drain(..count).collect(),
+                completion_tokens: self.completion_tokens,
+            }));
+        }
+        delta.stopped
+    }
+
+    fn stopped_by(&self, stop: usize) -> Finish {
+        Finish {
+            reason: FinishReason::Stop,
+            stop_reason: self.stop.get(stop).cloned().map(StopReason::Text),
+            completion_tokens: self.completion_tokens,
+        }
+    }
+
+    fn finish_of(&self, reason: EngineFinish) -> Finish {
+        let (reason, stop_reason) = match reason {
+            EngineFinish::Stop { token_id } => {
+                let is_own = self.stop_token_ids.contains(&token_id);
+                (FinishReason::Stop, is_own.then_some(StopReason::Token(token_id)))
+            }
+            EngineFinish::Length => (FinishReason::Length, None),
+        };
+        Finish { reason, stop_reason, completion_tokens: self.completion_tokens }
+    }
+}
+
+/// Events of several choices, interleaved as they come. Dropping it ends all their sequences.
+pub(crate) type ChoiceEvents = stream::SelectAll<Pin<Box<dyn Stream<Item = (u32, ChoiceEvent)> + Send>>>;
+
+/// Joins sequences with their texts. Choice indices count up in the order given.
+pub(crate) fn interleave(choices: Vec<(SequenceStream, ChoiceText)>) -> ChoiceEvents {
+    stream::select_all((0u32..).zip(choices).map(|(index, (sequence, text))| {
+        let events: Pin<Box<dyn Stream<Item = (u32, ChoiceEvent)> + Send>> =
+            Box::pin(choice_events(index, sequence, text));
+        events
+    }))
+}
+
+/// One choice's events. The sequence is dropped, and with that ended, as soon as its text has ended.
+fn choice_events(
+    index: u32,
+    sequence: SequenceStream,
+    text: ChoiceText,
+) -> impl Stream<Item = (u32, ChoiceEvent)> + Send {
+    let start = (Some(sequence), text, VecDeque::new());
+    stream::unfold(start, move |(mut sequence, mut text, mut pending)| async move {
+        loop {
+            if let Some(event) = pending.pop_front() {
+                return Some(((index, event), (sequence, text, pending)));
+            }
+            let event = sequence.as_mut()?.next().await;
+            if !text.advance(event, &mut pending) {
+                sequence = None;
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Token `i` below 256 is the byte `i`; 256 and above are control tokens.
+    pub(crate) struct Bytes(Vec<[u8; 1]>);
+
+    impl Bytes {
+        pub(crate) fn new() -> Self {
+            Self((0..=255).map(|byte| [byte]).collect())
+        }
+    }
+
+    impl TokenTable for Bytes {
+        fn token_bytes(&self, id: u32) -> &[u8] {
+            self.0.get(id as usize).map_or(b"<end>", |byte| byte)
+        }
+
+        fn is_special(&self, id: u32) -> bool {
+            id >= 256
+        }
+    }
+
+    pub(crate) fn token(id: u32) -> SampledToken {
+        SampledToken { id, logprob: None, top_logprobs: Vec::new() }
+    }
+
+    fn run(fields: &GenerationFields, ids: &[u32], end: EngineFinish) -> Vec<ChoiceEvent> {
+        let mut text = ChoiceText::new(Arc::new(Bytes::new()), fields);
+        let mut out = VecDeque::new();
+        let started = SequenceEvent::Started { queue_time: Duration::ZERO, cached_tokens: 0 };
+        let events = std::iter::once(started)
+            .chain(ids.iter().map(|id| SequenceEvent::Token(token(*id))))
+            .chain(std::iter::once(SequenceEvent::Finished(end)));
+        for event in events {
+            if !text.advance(Some(event), &mut out) {
+                break;
+            }
+        }
+        out.into()
+    }
+
+    fn ids(text: &str) -> Vec<u32> {
+        text.bytes().map(u32::from).collect()
+    }
+
+    fn joined(events: &[ChoiceEvent]) -> (String, Vec<u32>, Finish) {
+        let (mut text, mut released, mut finish) = (String::new(), Vec::new(), None);
+        for event in events {
+            match event {
+                ChoiceEvent::Delta(delta) => {
+                    text.push_str(&delta.text);
+                    released.extend(delta.tokens.iter().map(|token| token.sampled.id));
+                }
+                ChoiceEvent::Finished(end) => finish = Some(end.clone()),
+                _ => {}
+            }
+        }
+        (text, released, finish.expect("an end"))
+    }
+
+    #[test]
+    fn stop_strings_end_the_text_and_are_counted() {
+        let fields = GenerationFields { stop: vec!["END".into()], ..GenerationFields::default() };
+        let (text, released, finish) = joined(&run(&fields, &ids("abENDxyz"), EngineFinish::Length));
+        assert_eq!((text.as_str(), released), ("ab", ids("ab")));
+        assert_eq!(finish.reason, FinishReason::Stop);
+        assert_eq!(finish.stop_reason, Some(StopReason::Text("END".into())));
+        assert_eq!(finish.completion_tokens, 5);
+
+        let fields = GenerationFields { include_stop: true, ..fields };
+        let (text, released, _) = joined(&run(&fields, &ids("abENDxyz"), EngineFinish::Length));
+        assert_eq!((text.as_str(), released), ("abEND", ids("abEND")));
+    }
+
+    #[test]
+    fn held_back_text_comes_out_at_the_end() {
+        let fields = GenerationFields { stop: vec!["END".into()], ..GenerationFields::default() };
+        let (text, released, finish) = joined(&run(&fields, &ids("abEN"), EngineFinish::Length));
+        assert_eq!((text.as_str(), released.len()), ("abEN", 4));
+        assert_eq!((finish.reason, finish.stop_reason), (FinishReason::Length, None));
+    }
+
+    #[test]
+    fn stop_tokens_are_named_if_they_came_from_the_request() {
+        let fields = GenerationFields { stop_token_ids: vec![7], ..GenerationFields::default() };
+        let end = |token_id| joined(&run(&fields, &ids("a"), EngineFinish::Stop { token_id })).2;
+        assert_eq!(end(7).stop_reason, Some(StopReason::Token(7)));
+        assert_eq!(end(256).stop_reason, None);
+        assert_eq!(end(256).completion_tokens, 1);
+    }
+
+    #[test]
+    fn control_tokens_are_hidden_unless_asked_for() {
+        let sequence = [97, 256, 98];
+        let hidden = joined(&run(&GenerationFields::default(), &sequence, EngineFinish::Length));
+        assert_eq!((hidden.0.as_str(), hidden.1.len()), ("ab", 3));
+        let fields = GenerationFields { keep_special_tokens: true, ..GenerationFields::default() };
+        assert_eq!(joined(&run(&fields, &sequence, EngineFinish::Length)).0, "a<end>b");
+    }
+
+    #[test]
+    fn a_stream_that_breaks_off_is_a_failure() {
+        let mut out = VecDeque::new();
+        let mut text = ChoiceText::new(Arc::new(Bytes::new()), &GenerationFields::default());
+        assert!(!text.advance(None, &mut out));
+        assert_eq!(out, [ChoiceEvent::Failed(EngineFailure::Internal)]);
+    }
+
+    proptest! {
+        /// Whatever the text: the deltas join to it, and every token is released once, in order.
+        #[test]
+        fn nothing_is_lost(text in "\\PC{0,40}") {
+            let fields = GenerationFields { stop: vec!["\u{1}\u{2}".into()], ..GenerationFields::default() };
+            let (joined_text, released, finish) = joined(&run(&fields, &ids(&text), EngineFinish::Length));
+            prop_assert_eq!(&joined_text, &text);
+            prop_assert_eq!(released, ids(&text));
+            prop_assert_eq!(finish.completion_tokens as usize, text.len());
+        }
+    }
+}

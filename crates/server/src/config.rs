@@ -1,0 +1,174 @@
+//! What the operator decides about the HTTP interface. Values are checked once, by
+//! [`ServerConfig::check`]; the binary fills this from its own configuration.
+
+use std::time::Duration;
+
+use locket_model::{
+    kv_cache::{CacheMethod, CacheSettings},
+    load::GenerationDefaults,
+};
+
+/// Settings of the server.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Names under which the model is served; the first is shown, all are accepted.
+    pub served_model_names: Vec<String>,
+    /// `root` in `/v1/models`: the repository or the file's name.
+    pub model_root: String,
+    /// Longest prompt plus answer in tokens.
+    pub max_model_len: u32,
+    /// Longest answer when the client names no limit, in tokens.
+    pub default_max_tokens: u32,
+    /// Largest request body in bytes.
+    pub max_body_bytes: usize,
+    /// Longest time that a body may take to arrive.
+    pub body_timeout: Duration,
+    /// Largest `n`, at most 128.
+    pub max_n: u32,
+    /// Requests with a body that are worked on at once; more get a 503.
+    pub max_concurrent_requests: u32,
+    /// Origins that browsers may call from; empty: CORS is off. `*` allows all.
+    pub cors_origins: Vec<String>,
+    /// Silence after which a stream sends a comment line.
+    pub keep_alive: Duration,
+    /// How long running requests may go on after the shutdown signal.
+    pub drain_timeout: Duration,
+    /// How sequences use their cache block, unless the request says otherwise.
+    pub cache: CacheDefaults,
+    /// Sampling defaults of the checkpoint.
+    pub generation: GenerationDefaults,
+    /// Version string of the server.
+    pub version: String,
+    /// Digest of the weights and their quantisation, for `system_fingerprint`.
+    pub fingerprint: String,
+}
+
+/// How sequences use their cache block by default, and what a request may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheDefaults {
+    /// Method of requests that name none.
+    pub method: CacheMethod,
+    /// Slots that survive a fold (`M`), for methods of a fixed size.
+    pub slots: u32,
+    /// Slots filled between folds (`B`); `None`: a quarter of the slots, 64 to 128.
+    pub ring: Option<u32>,
+    /// First tokens that always survive.
+    pub sinks: u32,
+    /// Most slots that a request may ask for.
+    pub max_slots: u32,
+}
+
+impl CacheDefaults {
+    /// Fewest slots that a request may ask for: the sinks and at least one recent token.
+    pub(crate) fn min_slots(&self) -> u32 {
+        self.sinks.saturating_add(1)
+    }
+
+    /// How a sequence of at most `tokens` tokens uses its block. One that never fills the block
+    /// keeps everything, whatever the method.
+    pub(crate) fn settings(&self, method: CacheMethod, slots: u32, tokens: u32) -> CacheSettings {
+        let ring = self.ring.unwrap_or_else(|| (slots / 4).clamp(64, 128));
+        match method {
+            CacheMethod::Full => CacheSettings::full(tokens),
+            _ if tokens <= slots.saturating_add(ring) => CacheSettings::full(tokens),
+            _ => CacheSettings { method, slots, ring, sinks: self.sinks },
+        }
+    }
+}
+
+impl Default for CacheDefaults {
+    fn default() -> Self {
+        Self { method: CacheMethod::Full, slots: 1024, ring: None, sinks: 4, max_slots: 4096 }
+    }
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            served_model_names: vec!["model".into()],
+            model_root: "model".into(),
+            max_model_len: 2048,
+            default_max_tokens: 4096,
+            max_body_bytes: 32 << 20,
+            body_timeout: Duration::from_secs(60),
+            max_n: 16,
+            max_concurrent_requests: 512,
+            cors_origins: Vec::new(),
+            keep_alive: Duration::from_secs(15),
+            drain_timeout: Duration::from_secs(30),
+            cache: CacheDefaults::default(),
+            generation: GenerationDefaults::default(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            fingerprint: String::new(),
+        }
+    }
+}
+
+/// A setting that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("server setting `{key}`: {reason}")]
+pub struct ConfigError {
+    /// The field of [`ServerConfig`].
+    pub key: &'static str,
+    /// What is wrong and what would be right.
+    pub reason: String,
+}
+
+impl ServerConfig {
+    /// Checks all values.
+    ///
+    /// # Errors
+    /// The first setting that cannot work.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let fail = |key, reason: &str| Err(ConfigError { key, reason: reason.into() });
+        if self.served_model_names.is_empty() || self.served_model_names.iter().any(String::is_empty) {
+            return fail("served_model_names", "must hold at least one name, none of them empty");
+        }
+        if self.max_model_len < 2 {
+            return fail("max_model_len", "must be at least 2: one token of prompt, one of answer");
+        }
+        if self.default_max_tokens == 0 {
+            return fail("default_max_tokens", "must be at least 1");
+        }
+        if !(1..=128).contains(&self.max_n) {
+            return fail("max_n", "must be 1 to 128");
+        }
+        if self.max_concurrent_requests == 0 {
+            return fail("max_concurrent_requests", "must be at least 1");
+        }
+        if self.max_body_bytes == 0 {
+            return fail("max_body_bytes", "must be at least 1");
+        }
+        if self.cache.slots < self.cache.min_slots() || self.cache.ring == Some(0) {
+            return fail("cache", "needs more slots than sinks, and a ring of at least 1");
+        }
+        if self.cors_origins.iter().any(|origin| axum::http::HeaderValue::from_str(origin).is_err()) {
+            return fail("cors_origins", "must hold origins such as https://chat.example.org");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_work_and_bad_values_name_their_key() {
+        assert_eq!(ServerConfig::default().check(), Ok(()));
+        let bad = ServerConfig { max_n: 129, ..ServerConfig::default() };
+        assert_eq!(bad.check().expect_err("too many").key, "max_n");
+        let bad = ServerConfig { served_model_names: Vec::new(), ..ServerConfig::default() };
+        assert_eq!(bad.check().expect_err("no name").key, "served_model_names");
+    }
+
+    #[test]
+    fn short_sequences_never_fold() {
+        let cache = CacheDefaults::default();
+        assert_eq!(cache.settings(CacheMethod::Full, 8, 5000), CacheSettings::full(5000));
+        assert_eq!(cache.settings(CacheMethod::Window, 256, 320), CacheSettings::full(320));
+        let folding = cache.settings(CacheMethod::Window, 256, 321);
+        assert_eq!((folding.slots, folding.ring, folding.sinks), (256, 64, 4));
+        assert_eq!(cache.settings(CacheMethod::Window, 1024, 5000).ring, 128);
+    }
+}

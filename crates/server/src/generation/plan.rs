@@ -1,0 +1,217 @@
+//! Prompt ids and fields to the engine's request: lengths, defaults, stop tokens, cache.
+
+use locket_engine::{GenerationRequest, SamplingParams};
+use locket_model::load::GenerationDefaults;
+use locket_processor::Processor;
+
+use super::{Bounds, CacheChoice, GenerationFields};
+use crate::error::{ApiError, ErrorKind};
+
+/// Which field holds the prompt, for errors about its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PromptSource {
+    /// `messages`
+    Messages,
+    /// `prompt`
+    Prompt,
+}
+
+impl PromptSource {
+    fn param(self) -> &'static str {
+        match self {
+            Self::Messages => "messages",
+            Self::Prompt => "prompt",
+        }
+    }
+
+    /// Longest answer when no limit is named, before the context cuts it short.
+    pub(crate) fn default_max_tokens(self, server_default: u32) -> u32 {
+        match self {
+            Self::Messages => server_default,
+            // The API's own default of `/v1/completions`.
+            Self::Prompt => server_default.min(16),
+        }
+    }
+}
+
+/// What planning needs besides the request.
+pub(crate) struct Plan<'a> {
+    /// The fields.
+    pub(crate) fields: &'a GenerationFields,
+    /// Limits.
+    pub(crate) bounds: &'a Bounds,
+    /// The checkpoint's sampling defaults.
+    pub(crate) defaults: GenerationDefaults,
+    /// Longest answer when no limit is named.
+    pub(crate) default_max_tokens: u32,
+    /// Where the prompt came from.
+    pub(crate) source: PromptSource,
+}
+
+impl Plan<'_> {
+    /// Keeps the last tokens of a prompt if the request says so. -1 keeps what fits beside the answer.
+    pub(crate) fn truncate(&self, prompt_ids: &mut Vec<u32>) {
+        let Some(keep) = self.fields.truncate_prompt_tokens else { return };
+        let room = self.bounds.max_model_len.saturating_sub(self.fields.max_tokens.unwrap_or(1)).max(1);
+        let keep = usize::try_from(keep).unwrap_or(room as usize);
+        prompt_ids.drain(..prompt_ids.len().saturating_sub(keep));
+    }
+
+    /// The longest answer of this prompt in tokens.
+    ///
+    /// # Errors
+    /// 400 `context_length_exceeded` with all numbers.
+    pub(crate) fn max_tokens(&self, prompt_tokens: usize) -> Result<u32, ApiError> {
+        let limit = self.bounds.max_model_len;
+        let asked = self.fields.max_tokens;
+        let total = (prompt_tokens as u64).saturating_add(u64::from(asked.unwrap_or(1)));
+        if total <= u64::from(limit) {
+            // The prompt is shorter than the limit, which is a `u32`.
+            let left = limit - prompt_tokens as u32;
+            let max_tokens = asked.unwrap_or_else(|| left.min(self.default_max_tokens));
+            return self.check_min_tokens(max_tokens);
+        }
+        let request = match asked {
+            Some(asked) => {
+                format!("{prompt_tokens} tokens of prompt and {asked} of answer are {total}")
+            }
+            None => format!("the prompt has {prompt_tokens} tokens, which leaves none for the answer"),
+        };
+        let param = self.source.param();
+        Err(ApiError::field(
+            ErrorKind::ContextLengthExceeded,
+            param,
+            format!(
+                "This model's context is {limit} tokens, but {request}. Shorten `{param}` or the answer."
+            ),
+        ))
+    }
+
+    fn check_min_tokens(&self, max_tokens: u32) -> Result<u32, ApiError> {
+        let min_tokens = self.fields.min_tokens;
+        if min_tokens <= max_tokens {
+            return Ok(max_tokens);
+        }
+        let message =
+            format!("`min_tokens` is {min_tokens}, but the answer has at most {max_tokens} tokens.");
+        Err(ApiError::field(ErrorKind::IntegerAboveMaxValue, "min_tokens", message))
+    }
+
+    /// The engine's request for one prompt.
+    ///
+    /// # Errors
+    /// As [`Self::max_tokens`]; a tokenizer that fails is an internal error.
+    pub(crate) fn request(
+        &self,
+        request_id: &str,
+        prompt_ids: Vec<u32>,
+        processor: &Processor,
+    ) -> Result<GenerationRequest, ApiError> {
+        let max_tokens = self.max_tokens(prompt_ids.len())?;
+        let tokens = (prompt_ids.len() as u32).saturating_add(max_tokens).min(self.bounds.max_model_len);
+        let cache = self.fields.cache.unwrap_or_else(|| CacheChoice::default_of(&self.bounds.cache));
+        Ok(GenerationRequest {
+            request_id: request_id.to_owned(),
+            prompt_ids,
+            n: self.fields.choices(),
+            max_tokens,
+            sampling: self.sampling(processor)?,
+            logprobs: self.fields.logprobs,
+            cache: self.bounds.cache.settings(cache.method, cache.slots, tokens),
+            priority: self.fields.priority,
+        })
+    }
+
+    fn sampling(&self, processor: &Processor) -> Result<SamplingParams, ApiError> {
+        let (fields, defaults) = (self.fields, self.defaults);
+        let mut stop_token_ids = fields.stop_token_ids.clone();
+        if !fields.ignore_eos {
+            stop_token_ids.extend_from_slice(processor.eos_token_ids());
+        }
+        stop_token_ids.sort_unstable();
+        stop_token_ids.dedup();
+        Ok(SamplingParams {
+            temperature: fields.temperature.or(defaults.temperature).unwrap_or(1.0),
+            top_p: fields.top_p.or(defaults.top_p).unwrap_or(1.0),
+            top_k: fields.top_k.or(defaults.top_k).unwrap_or(0),
+            min_p: fields.min_p,
+            repetition_penalty: fields.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
+            frequency_penalty: fields.frequency_penalty,
+            presence_penalty: fields.presence_penalty,
+            logit_bias: fields.logit_bias.clone(),
+            allowed_token_ids: fields.allowed_token_ids.clone(),
+            bad_words: processor
+                .bad_word_sequences(&fields.bad_words)
+                .map_err(|error| ApiError::internal(&error.to_string()))?,
+            // The same 64 bits; negative seeds are as good as others.
+            seed: fields.seed.map(|seed| seed as u64),
+            stop_token_ids,
+            min_tokens: fields.min_tokens,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generation::test_bounds;
+
+    /// `prompt_tokens >= max_model_len`, or prompt and asked answer above it, fail with all numbers.
+    #[test]
+    fn lengths() {
+        let bounds = test_bounds();
+        let check = |asked: Option<u32>, min_tokens: u32, prompt: usize| {
+            let fields = GenerationFields { max_tokens: asked, min_tokens, ..GenerationFields::default() };
+            let plan = Plan {
+                fields: &fields,
+                bounds: &bounds,
+                defaults: GenerationDefaults::default(),
+                default_max_tokens: 40,
+                source: PromptSource::Messages,
+            };
+            plan.max_tokens(prompt)
+        };
+        assert_eq!(check(None, 0, 10), Ok(40));
+        assert_eq!(check(None, 0, 100), Ok(28));
+        assert_eq!(check(Some(28), 0, 100), Ok(28));
+        let error = check(Some(29), 0, 100).expect_err("129 tokens");
+        assert_eq!(
+            (error.kind, error.param.as_deref()),
+            (ErrorKind::ContextLengthExceeded, Some("messages"))
+        );
+        for number in ["128", "100", "29", "129"] {
+            assert!(error.message.contains(number), "{}", error.message);
+        }
+        assert_eq!(check(None, 0, 128).expect_err("full").kind, ErrorKind::ContextLengthExceeded);
+        assert_eq!(
+            check(Some(u32::MAX), 0, usize::MAX).expect_err("huge").kind,
+            ErrorKind::ContextLengthExceeded
+        );
+        assert_eq!(check(Some(5), 6, 10).expect_err("contradiction").param.as_deref(), Some("min_tokens"));
+    }
+
+    #[test]
+    fn truncation_keeps_the_end() {
+        let bounds = test_bounds();
+        let truncated = |keep, asked| {
+            let fields = GenerationFields {
+                truncate_prompt_tokens: keep,
+                max_tokens: asked,
+                ..GenerationFields::default()
+            };
+            let plan = Plan {
+                fields: &fields,
+                bounds: &bounds,
+                defaults: GenerationDefaults::default(),
+                default_max_tokens: 40,
+                source: PromptSource::Prompt,
+            };
+            let mut ids: Vec<u32> = (0..200).collect();
+            plan.truncate(&mut ids);
+            (ids.len(), ids.last().copied())
+        };
+        assert_eq!(truncated(None, None), (200, Some(199)));
+        assert_eq!(truncated(Some(5), None), (5, Some(199)));
+        assert_eq!(truncated(Some(-1), Some(28)), (100, Some(199)));
+    }
+}

@@ -1,0 +1,226 @@
+//! What happens to every request on its way in and out: ids, headers, one span, one count.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
+    middleware::Next,
+    response::Response,
+};
+use futures_util::Stream;
+use locket_engine::EngineHandle;
+use tracing::Instrument as _;
+
+use crate::{error::ErrorKind, generation::is_request_id, metrics::HttpMetrics, state::AppState};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
+const OPENAI_VERSION: HeaderName = HeaderName::from_static("openai-version");
+const LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
+const LOAD_METRICS: HeaderName = HeaderName::from_static("endpoint-load-metrics");
+
+/// What handlers tell the outermost layer about a request.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestContext {
+    shared: Arc<ContextShared>,
+}
+
+#[derive(Debug)]
+struct ContextShared {
+    /// The client's header, if it may be echoed.
+    header_id: Option<HeaderValue>,
+    /// Made here.
+    own_id: String,
+    /// The body's `request_id`.
+    body_id: OnceLock<String>,
+    arrived: Instant,
+    body_read: OnceLock<Instant>,
+}
+
+impl RequestContext {
+    fn new(headers: &HeaderMap) -> Self {
+        let header_id =
+            headers.get(REQUEST_ID).filter(|value| value.to_str().is_ok_and(is_request_id)).cloned();
+        Self {
+            shared: Arc::new(ContextShared {
+                header_id,
+                own_id: format!("req_{}", uuid::Uuid::new_v4().simple()),
+                body_id: OnceLock::new(),
+                arrived: Instant::now(),
+                body_read: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// The last body byte has arrived: processing time starts now.
+    pub(crate) fn body_was_read(&self) {
+        // Called once per request; a second call would change nothing.
+        let _ = self.shared.body_read.set(Instant::now());
+    }
+
+    /// Uses the body's `request_id`, which counts if there was no header.
+    pub(crate) fn set_body_id(&self, id: Option<&String>) {
+        if let Some(id) = id {
+            let _ = self.shared.body_id.set(id.clone());
+        }
+    }
+
+    /// The id that the client sees.
+    pub(crate) fn request_id(&self) -> &str {
+        let shared = &self.shared;
+        let from_header = shared.header_id.as_ref().and_then(|value| value.to_str().ok());
+        from_header.or(shared.body_id.get().map(String::as_str)).unwrap_or(&shared.own_id)
+    }
+
+    fn processing_ms(&self) -> u64 {
+        let start = self.shared.body_read.get().unwrap_or(&self.shared.arrived);
+        u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The outermost layer: gives the request its context and span, puts the common headers on the
+/// answer and counts it when it has been sent, or as 499 when the client went away before.
+pub(crate) async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let context = RequestContext::new(request.headers());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "other".into(), |path| path.as_str().to_owned());
+    let method = method_label(request.method());
+    let load_format = request.headers().get(LOAD_FORMAT).cloned();
+    let span = tracing::info_span!("request", id = context.request_id(), method, route);
+    let mut outcome = Outcome {
+        metrics: state.metrics().clone(),
+        span: span.clone(),
+        route,
+        method,
+        arrived: context.shared.arrived,
+        status: None,
+    };
+    request.extensions_mut().insert(context.clone());
+
+    let mut response = next.run(request).instrument(span).await;
+    if let Some(kind) = response.extensions().get::<ErrorKind>() {
+        state.metrics().count_error(*kind);
+    }
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(context.request_id()) {
+        headers.insert(REQUEST_ID, id);
+    }
+    headers.insert(PROCESSING_MS, HeaderValue::from(context.processing_ms()));
+    headers.insert(OPENAI_VERSION, HeaderValue::from_static("2020-10-01"));
+    if let Some(report) = load_format.and_then(|format| load_report(&format, state.engine())) {
+        headers.insert(LOAD_METRICS, report);
+    }
+    let status = response.status().as_u16();
+    if !is_event_stream(response.headers()) {
+        outcome.status = Some(status);
+        return response;
+    }
+    response.map(|body| Body::from_stream(Watched { inner: body.into_data_stream(), status, outcome }))
+}
+
+/// Methods as metric labels; what is not of HTTP itself shares one.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        "HEAD" => "HEAD",
+        "OPTIONS" => "OPTIONS",
+        "PATCH" => "PATCH",
+        _ => "OTHER",
+    }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+}
+
+/// A load report for Envoy-style balancers, in the format that the request asks for.
+fn load_report(format: &HeaderValue, engine: &EngineHandle) -> Option<HeaderValue> {
+    let (usage, waiting) = (engine.cache_usage(), engine.num_waiting());
+    let text = match format.to_str().ok()?.to_ascii_uppercase().as_str() {
+        "TEXT" => format!(
+            "TEXT named_metrics.kv_cache_usage_perc={usage}, named_metrics.num_requests_waiting={waiting}"
+        ),
+        "JSON" => format!(
+            "JSON {{\"named_metrics\": {{\"kv_cache_usage_perc\": {usage}, \"num_requests_waiting\": {waiting}}}}}"
+        ),
+        _ => return None,
+    };
+    HeaderValue::from_str(&text).ok()
+}
+
+/// Counts one request when dropped; without a status the client has gone away.
+struct Outcome {
+    metrics: HttpMetrics,
+    span: tracing::Span,
+    route: String,
+    method: &'static str,
+    arrived: Instant,
+    status: Option<u16>,
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        const CLIENT_CLOSED_REQUEST: u16 = 499;
+        let status = self.status.unwrap_or(CLIENT_CLOSED_REQUEST);
+        let seconds = self.arrived.elapsed().as_secs_f64();
+        self.metrics.count_request(&self.route, self.method, status, seconds);
+        if self.method == "POST" {
+            tracing::info!(parent: &self.span, status, seconds, "request ended");
+        } else {
+            tracing::debug!(parent: &self.span, status, seconds, "request ended");
+        }
+    }
+}
+
+/// A streamed body that knows whether it was read to its end.
+struct Watched {
+    inner: axum::body::BodyDataStream,
+    status: u16,
+    outcome: Outcome,
+}
+
+impl Stream for Watched {
+    type Item = Result<Bytes, axum::Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let item = Pin::new(&mut self.inner).poll_next(context);
+        if let Poll::Ready(None) = item {
+            self.outcome.status = Some(self.status);
+        }
+        item
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_echoed_only_if_they_are_safe() {
+        let id_of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, HeaderValue::from_str(value).expect("a header"));
+            RequestContext::new(&headers).request_id().to_owned()
+        };
+        assert_eq!(id_of("abc-1"), "abc-1");
+        for bad in ["", "a b", &"x".repeat(129)] {
+            let made = id_of(bad);
+            assert!(made.starts_with("req_") && made.len() == 36, "{made}");
+        }
+        let context = RequestContext::new(&HeaderMap::new());
+        context.set_body_id(Some(&"mine".to_owned()));
+        assert_eq!(context.request_id(), "mine");
+    }
+}

@@ -1,0 +1,89 @@
+//! Admission: how many requests with a body are worked on at once, and what is refused early.
+
+use std::sync::Arc;
+
+use axum::extract::Request;
+use serde_json::Value;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    error::{ApiError, ErrorKind},
+    json,
+    layers::RequestContext,
+    state::AppState,
+};
+
+/// Permits for concurrent requests.
+pub(crate) struct Permits {
+    semaphore: Arc<Semaphore>,
+    limit: u32,
+}
+
+/// The right to work on one request; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Permits {
+    pub(crate) fn new(limit: u32) -> Self {
+        Self { semaphore: Arc::new(Semaphore::new(limit as usize)), limit }
+    }
+
+    /// Takes a permit, or refuses: waiting here would only hide the queue.
+    pub(crate) fn take(&self) -> Result<Permit, ApiError> {
+        let permit = Arc::clone(&self.semaphore).try_acquire_owned().map_err(|_| {
+            let message = format!("The server works on {} requests already. Try again later.", self.limit);
+            ApiError::new(ErrorKind::ServerOverloaded, message)
+        })?;
+        Ok(Permit { _permit: permit })
+    }
+
+    /// Waits until no permit is out.
+    pub(crate) async fn all_returned(&self) {
+        // The semaphore is never closed, so the only outcome is that all permits were there.
+        drop(self.semaphore.acquire_many(self.limit).await);
+    }
+}
+
+/// An admitted request: its body as JSON and its permit.
+pub(crate) struct Admitted {
+    pub(crate) body: Value,
+    pub(crate) permit: Permit,
+}
+
+/// Takes a permit, reads the body and parses it.
+///
+/// # Errors
+/// 503 while draining or at the limit, 415, 413, 400 for what is not a JSON object.
+pub(crate) async fn admit(
+    state: &AppState,
+    context: &RequestContext,
+    request: Request,
+) -> Result<Admitted, ApiError> {
+    if state.is_draining() {
+        return Err(ApiError::shutting_down());
+    }
+    let permit = state.permits().take()?;
+    let (head, body) = request.into_parts();
+    let body_type = json::body_type(&head.headers)?;
+    let config = state.config();
+    let bytes = json::read_body(&head.headers, body, config.max_body_bytes, config.body_timeout).await?;
+    context.body_was_read();
+    Ok(Admitted { body: json::parse_object(&bytes, body_type)?, permit })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn permits_are_bounded_and_come_back() {
+        let permits = Permits::new(2);
+        let (first, second) = (permits.take().expect("one"), permits.take().expect("two"));
+        assert_eq!(permits.take().expect_err("no third").kind, ErrorKind::ServerOverloaded);
+        drop((first, second));
+        permits.all_returned().await;
+        assert!(permits.take().is_ok());
+    }
+}

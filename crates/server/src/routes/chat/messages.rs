@@ -1,0 +1,204 @@
+//! Messages: checked one by one, handed on in the form that chat templates expect.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    error::{ApiError, ErrorKind},
+    fields::{Field, IgnoredFields},
+};
+
+const MAX_MESSAGES: usize = 2048;
+const MAX_PARTS: usize = 2048;
+
+/// Reads 1 to 2048 messages.
+///
+/// # Errors
+/// The first failing field, with its path.
+pub(crate) fn read_messages(
+    field: &Field<'_, '_>,
+    ignored: &mut IgnoredFields,
+) -> Result<Vec<Value>, ApiError> {
+    field.each(field.filled_array(MAX_MESSAGES)?, |message| read_message(&message, ignored))
+}
+
+fn read_message(message: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value, ApiError> {
+    let mut role = None;
+    let mut content = None;
+    let mut refusal = None;
+    let mut rendered = Map::new();
+    message.entries(|name, field| {
+        match name {
+            "role" => role = Some(read_role(&field)?),
+            "content" => content = Some(read_content(&field, ignored)?),
+            "name" => {
+                rendered.insert("name".into(), field.short_string(512)?.into());
+            }
+            "refusal" => refusal = Some(field.string()?),
+            "reasoning" | "reasoning_content" => {
+                rendered.insert("reasoning_content".into(), field.string()?.into());
+            }
+            "tool_calls" => return Err(field.unsupported("tools are not built yet")),
+            "tool_call_id" => drop(field.string()?),
+            "audio" => return Err(field.unsupported("there is no audio")),
+            "function_call" => return Err(field.unsupported("it was replaced by `tool_calls`")),
+            _ => ignored.push(&field),
+        }
+        Ok(())
+    })?;
+    let role = role.ok_or_else(|| message.missing("role"))?;
+    // A refused answer is what the assistant said.
+    let content = content
+        .or_else(|| refusal.filter(|_| role == "assistant").map(Value::from))
+        .ok_or_else(|| message.missing("content"))?;
+    if role != "assistant" {
+        rendered.shift_remove("reasoning_content");
+    }
+    let mut value = json!({"role": role, "content": content});
+    if let Value::Object(object) = &mut value {
+        object.extend(rendered);
+    }
+    Ok(value)
+}
+
+fn read_role(field: &Field<'_, '_>) -> Result<&'static str, ApiError> {
+    match field.one_of(&["system", "developer", "user", "assistant", "tool", "function"])? {
+        "function" => {
+            Err(field.error(ErrorKind::UnsupportedValue, "is `function`, which `tool` has replaced"))
+        }
+        "tool" => Err(field.error(ErrorKind::UnsupportedValue, "is `tool`, but tools are not built yet")),
+        role => Ok(role),
+    }
+}
+
+/// A string, or an array of text parts.
+fn read_content(field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value, ApiError> {
+    match field.value() {
+        Value::String(text) => Ok(text.as_str().into()),
+        Value::Array(_) => {
+            let parts = field.filled_array(MAX_PARTS)?;
+            Ok(Value::Array(field.each(parts, |part| read_part(&part, ignored))?))
+        }
+        // The error names both types.
+        _ => Err(field.error(ErrorKind::InvalidType, "must be a string or an array of parts")),
+    }
+}
+
+fn read_part(part: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value, ApiError> {
+    let mut is_text = false;
+    let mut text = None;
+    part.entries(|name, field| {
+        match name {
+            "type" => match field.string()? {
+                "text" => is_text = true,
+                "image_url" => {
+                    let reason = "is `image_url`, but this model takes text only";
+                    return Err(field.error(ErrorKind::UnsupportedValue, reason));
+                }
+                _ => {
+                    let reason = "is not offered; only `text` is";
+                    return Err(field.error(ErrorKind::UnsupportedValue, reason));
+                }
+            },
+            "text" => text = Some(field.string()?),
+            // Belongs to an image part, whose type may stand behind it.
+            "image_url" | "input_audio" | "file" => {}
+            _ => ignored.push(&field),
+        }
+        Ok(())
+    })?;
+    if !is_text {
+        return Err(part.missing("type"));
+    }
+    let text = text.ok_or_else(|| part.missing("text"))?;
+    Ok(json!({"type": "text", "text": text}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(messages: Value) -> Result<Vec<Value>, ApiError> {
+        let body = json!({ "messages": messages });
+        let mut read = Vec::new();
+        Field::root(&body).entries(|_, field| {
+            read = read_messages(&field, &mut IgnoredFields::default())?;
+            Ok(())
+        })?;
+        Ok(read)
+    }
+
+    #[test]
+    fn good_messages() {
+        let messages = read(json!([
+            {"role": "developer", "content": [{"type": "text", "text": "a"}, {"text": "b", "type": "text"}]},
+            {"content": "Hi", "role": "user", "name": "Ann"},
+            {"role": "assistant", "content": null, "refusal": "No."},
+            {"role": "assistant", "content": "Yes", "reasoning": "hm"},
+            {"role": "user", "content": ""}
+        ]))
+        .expect("all valid");
+        assert_eq!(messages[0]["content"][1]["text"], "b");
+        assert_eq!(messages[1], json!({"role": "user", "content": "Hi", "name": "Ann"}));
+        assert_eq!(messages[2]["content"], "No.");
+        assert_eq!(messages[3]["reasoning_content"], "hm");
+    }
+
+    #[test]
+    fn bad_messages() {
+        use ErrorKind::*;
+        let text = json!({"role": "user", "content": "x"});
+        let rows = [
+            (json!("Hi"), InvalidType, "messages"),
+            (json!([]), EmptyArray, "messages"),
+            (json!(vec![text.clone(); 2049]), ArrayAboveMaxLength, "messages"),
+            (json!(["Hi"]), InvalidType, "messages[0]"),
+            (json!([{"content": "x"}]), MissingRequiredParameter, "messages[0].role"),
+            (json!([{"role": "user"}]), MissingRequiredParameter, "messages[0].content"),
+            (
+                json!([{"role": "assistant", "content": null}]),
+                MissingRequiredParameter,
+                "messages[0].content",
+            ),
+            (json!([text, {"role": "pope", "content": "x"}]), InvalidValue, "messages[1].role"),
+            (json!([{"role": "function", "content": "x"}]), UnsupportedValue, "messages[0].role"),
+            (json!([{"role": "tool", "content": "x"}]), UnsupportedValue, "messages[0].role"),
+            (json!([{"role": "user", "content": 3}]), InvalidType, "messages[0].content"),
+            (json!([{"role": "user", "content": []}]), EmptyArray, "messages[0].content"),
+            (json!([{"role": "user", "content": ["x"]}]), InvalidType, "messages[0].content[0]"),
+            (
+                json!([{"role": "user", "content": [{"type": "text"}]}]),
+                MissingRequiredParameter,
+                "messages[0].content[0].text",
+            ),
+            (
+                json!([{"role": "user", "content": [{"text": "x"}]}]),
+                MissingRequiredParameter,
+                "messages[0].content[0].type",
+            ),
+            (
+                json!([{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": 1}]}]),
+                InvalidType,
+                "messages[0].content[1].text",
+            ),
+            (
+                json!([{"role": "user", "content": [{"image_url": {"url": "x"}, "type": "image_url"}]}]),
+                UnsupportedValue,
+                "messages[0].content[0].type",
+            ),
+            (
+                json!([{"role": "user", "content": [{"type": "input_audio"}]}]),
+                UnsupportedValue,
+                "messages[0].content[0].type",
+            ),
+            (
+                json!([{"role": "assistant", "content": "x", "tool_calls": []}]),
+                UnsupportedParameter,
+                "messages[0].tool_calls",
+            ),
+        ];
+        for (messages, kind, param) in rows {
+            let error = read(messages).expect_err("must fail");
+            assert_eq!((error.kind, error.param.as_deref()), (kind, Some(param)));
+        }
+    }
+}

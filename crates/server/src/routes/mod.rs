@@ -1,0 +1,8 @@
+//! One module per route or pair of routes.
+
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod fallback;
+pub(crate) mod health;
+pub(crate) mod models;
+pub(crate) mod tokenize;

@@ -1,0 +1,46 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    response::{IntoResponse, Response},
+};
+
+use crate::{
+    error::{ApiError, ErrorKind, clip},
+    openai::{ModelCard, ModelList},
+    state::AppState,
+};
+
+fn card<'a>(state: &'a AppState, name: &'a str) -> ModelCard<'a> {
+    let config = state.config();
+    ModelCard {
+        id: name,
+        object: "model",
+        created: state.created(),
+        owned_by: "locket",
+        root: &config.model_root,
+        parent: None,
+        max_model_len: config.max_model_len,
+    }
+}
+
+/// All served names.
+pub(crate) async fn list(State(state): State<AppState>) -> Response {
+    let names = &state.config().served_model_names;
+    let data = names.iter().map(|name| card(&state, name)).collect();
+    Json(ModelList { object: "list", data }).into_response()
+}
+
+/// One served name; it may contain slashes.
+pub(crate) async fn show(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let names = &state.config().served_model_names;
+    let name = names.iter().find(|name| **name == id).ok_or_else(|| {
+        let message = format!("The model {:?} does not exist.", clip(&id));
+        ApiError::field(ErrorKind::ModelNotFound, "model", message)
+    })?;
+    Ok(Json(card(&state, name)).into_response())
+}

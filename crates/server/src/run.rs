@@ -1,0 +1,147 @@
+//! A request in the engine: submitted, and read to its end if it is not streamed.
+
+use std::sync::Arc;
+
+use axum::{
+    http::{HeaderName, HeaderValue},
+    response::Response,
+};
+use futures_util::StreamExt as _;
+
+use crate::{
+    choice::{self, ChoiceEvent, ChoiceEvents, ChoiceText, Finish, ReleasedToken, TokenTable},
+    error::ApiError,
+    fields::IgnoredFields,
+    generation::{GenerationFields, Plan, PromptSource},
+    logprobs::TokenStyle,
+    openai::Usage,
+    state::AppState,
+    stream::UsageCounter,
+};
+
+/// The running choices of a request.
+pub(crate) struct Job {
+    /// Prompt ids as submitted.
+    pub(crate) prompts: Vec<Vec<u32>>,
+    pub(crate) choices: ChoiceEvents,
+    pub(crate) counter: UsageCounter,
+}
+
+/// The finished choices of a request.
+pub(crate) struct Done {
+    /// Prompt ids as submitted.
+    pub(crate) prompts: Vec<Vec<u32>>,
+    /// By index.
+    pub(crate) choices: Vec<FinishedChoice>,
+    pub(crate) usage: Usage,
+}
+
+/// One finished choice.
+pub(crate) struct FinishedChoice {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<ReleasedToken>,
+    pub(crate) finish: Finish,
+}
+
+impl Job {
+    /// Queues `n` choices of each prompt. Choice `i` belongs to prompt `i / n`.
+    ///
+    /// # Errors
+    /// Lengths that do not fit, and the engine's refusals; nothing is left behind.
+    pub(crate) fn submit(
+        state: &AppState,
+        request_id: &str,
+        fields: &GenerationFields,
+        source: PromptSource,
+        mut prompts: Vec<Vec<u32>>,
+    ) -> Result<Self, ApiError> {
+        let plan = Plan {
+            fields,
+            bounds: state.bounds(),
+            defaults: state.config().generation,
+            default_max_tokens: source.default_max_tokens(state.config().default_max_tokens),
+            source,
+        };
+        let mut requests = Vec::with_capacity(prompts.len());
+        for prompt_ids in &mut prompts {
+            plan.truncate(prompt_ids);
+            requests.push(plan.request(request_id, prompt_ids.clone(), state.processor())?);
+        }
+        let tokens: Arc<dyn TokenTable> = Arc::<locket_processor::Processor>::clone(state.processor());
+        let mut choices = Vec::new();
+        for request in requests {
+            let sequences = state
+                .engine()
+                .submit(request)
+                .map_err(|error| ApiError::from_submit(&error, blamed_field(fields)))?;
+            let texts = sequences
+                .into_iter()
+                .map(|sequence| (sequence, ChoiceText::new(Arc::clone(&tokens), fields)));
+            choices.extend(texts);
+        }
+        let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
+        let counter = UsageCounter::new(&lengths, fields.choices());
+        Ok(Self { prompts, choices: choice::interleave(choices), counter })
+    }
+
+    /// Reads all choices to their end.
+    ///
+    /// # Errors
+    /// The first choice that fails fails the request.
+    pub(crate) async fn collect(mut self, state: &AppState) -> Result<Done, ApiError> {
+        let mut open: Vec<(String, Vec<ReleasedToken>, Option<Finish>)> = Vec::new();
+        while let Some((index, event)) = self.choices.next().await {
+            self.counter.count(index, &event);
+            let index = index as usize;
+            if open.len() <= index {
+                open.resize_with(index + 1, Default::default);
+            }
+            match event {
+                ChoiceEvent::Started { .. } => {}
+                ChoiceEvent::Delta(delta) => {
+                    open[index].0.push_str(&delta.text);
+                    open[index].1.extend(delta.tokens);
+                }
+                ChoiceEvent::Finished(finish) => open[index].2 = Some(finish),
+                ChoiceEvent::Failed(failure) => return Err(ApiError::from_failure(&failure)),
+            }
+        }
+        let finished = open
+            .into_iter()
+            .map(|(text, tokens, finish)| Some(FinishedChoice { text, tokens, finish: finish? }));
+        let choices = finished.collect::<Option<Vec<_>>>().ok_or_else(|| {
+            ApiError::internal(&format!("{}: a choice without an end", state.bounds().primary_model()))
+        })?;
+        Ok(Done { prompts: self.prompts, choices, usage: self.counter.usage() })
+    }
+}
+
+/// The field to name when the engine says that a request can never run.
+fn blamed_field(fields: &GenerationFields) -> &'static str {
+    if fields.choices() > 1 {
+        "n"
+    } else if fields.cache.is_some() {
+        "locket.kv_cache"
+    } else {
+        "max_tokens"
+    }
+}
+
+/// How log-probability entries name tokens.
+pub(crate) fn token_style(fields: &GenerationFields) -> TokenStyle {
+    if fields.tokens_as_token_ids { TokenStyle::Id } else { TokenStyle::Text }
+}
+
+/// The ids of released tokens.
+pub(crate) fn token_ids(tokens: &[ReleasedToken]) -> Vec<u32> {
+    tokens.iter().map(|token| token.sampled.id).collect()
+}
+
+/// Names the fields that the server did not know.
+pub(crate) fn with_ignored_fields(mut response: Response, ignored: &IgnoredFields) -> Response {
+    const IGNORED: HeaderName = HeaderName::from_static("x-ignored-fields");
+    if let Some(value) = ignored.header().and_then(|names| HeaderValue::from_str(&names).ok()) {
+        response.headers_mut().insert(IGNORED, value);
+    }
+    response
+}

@@ -1,0 +1,171 @@
+//! What handlers share. Nothing here changes after start but counters, permits and the flag that
+//! says the server drains.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use locket_engine::{EngineHandle, EngineStatus};
+use locket_processor::Processor;
+use prometheus::Registry;
+
+use crate::{
+    config::{ConfigError, ServerConfig},
+    generation::{Bounds, CacheChoice},
+    limits::Permits,
+    metrics::HttpMetrics,
+};
+
+/// Why the server cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A setting cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The metrics could not be registered.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Handle of everything that a handler needs; cheap to clone.
+#[derive(Clone)]
+pub struct AppState {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: ServerConfig,
+    bounds: Bounds,
+    engine: EngineHandle,
+    processor: Arc<Processor>,
+    registry: Registry,
+    metrics: HttpMetrics,
+    permits: Permits,
+    is_draining: AtomicBool,
+    created: u64,
+}
+
+impl AppState {
+    /// Puts the parts together and registers the HTTP metrics.
+    ///
+    /// # Errors
+    /// A setting that cannot work, or metrics that are registered already.
+    pub fn new(
+        config: ServerConfig,
+        engine: EngineHandle,
+        processor: Arc<Processor>,
+        registry: Registry,
+    ) -> Result<Self, SetupError> {
+        config.check()?;
+        let bounds = Bounds {
+            served_model_names: config.served_model_names.clone(),
+            vocab_size: u32::try_from(processor.vocab_size()).unwrap_or(u32::MAX),
+            max_model_len: config.max_model_len,
+            max_n: config.max_n,
+            cache: config.cache,
+        };
+        let metrics = HttpMetrics::register(&registry)?;
+        let permits = Permits::new(config.max_concurrent_requests);
+        Ok(Self {
+            shared: Arc::new(Shared {
+                config,
+                bounds,
+                engine,
+                processor,
+                registry,
+                metrics,
+                permits,
+                is_draining: AtomicBool::new(false),
+                created: unix_seconds(),
+            }),
+        })
+    }
+
+    /// The operator's settings.
+    pub fn config(&self) -> &ServerConfig {
+        &self.shared.config
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &EngineHandle {
+        &self.shared.engine
+    }
+
+    pub(crate) fn bounds(&self) -> &Bounds {
+        &self.shared.bounds
+    }
+
+    pub(crate) fn processor(&self) -> &Arc<Processor> {
+        &self.shared.processor
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.shared.registry
+    }
+
+    pub(crate) fn metrics(&self) -> &HttpMetrics {
+        &self.shared.metrics
+    }
+
+    pub(crate) fn permits(&self) -> &Permits {
+        &self.shared.permits
+    }
+
+    /// When the server was set up, in Unix seconds: `created` of the models.
+    pub(crate) fn created(&self) -> u64 {
+        self.shared.created
+    }
+
+    /// Turns readiness off and refuses new requests; the engine takes nothing new.
+    pub fn begin_drain(&self) {
+        self.shared.is_draining.store(true, Ordering::Release);
+        self.shared.engine.drain();
+    }
+
+    /// Whether new requests are refused because the server drains.
+    pub fn is_draining(&self) -> bool {
+        self.shared.is_draining.load(Ordering::Acquire)
+            || matches!(self.shared.engine.status(), EngineStatus::Draining | EngineStatus::Stopped)
+    }
+
+    /// `system_fingerprint` of a request: changes when the text for a fixed seed could change.
+    pub(crate) fn fingerprint(&self, cache: Option<CacheChoice>) -> String {
+        let config = &self.shared.config;
+        let cache = cache.unwrap_or_else(|| CacheChoice::default_of(&config.cache));
+        let parts = format!(
+            "{}|{}|{}|{}|{:?}|{}",
+            config.fingerprint,
+            config.version,
+            cache.method.name(),
+            cache.slots,
+            config.cache.ring,
+            config.cache.sinks,
+        );
+        format!("fp_{:016x}", fnv1a(parts.as_bytes()))
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// The 64-bit Fowler-Noll-Vo hash (variant 1a): stable across builds, unlike the standard hasher.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn hash_has_its_published_values() {
+        assert_eq!(super::fnv1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(super::fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+    }
+}

@@ -1,0 +1,268 @@
+//! Engine events to server-sent events.
+//!
+//! Dropping the response drops the choices, which ends their sequences within one engine step.
+
+use std::time::Duration;
+
+use axum::{
+    body::{Body, Bytes},
+    http::{HeaderName, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::{StreamExt as _, stream};
+use serde::Serialize;
+
+use crate::{
+    choice::{ChoiceEvent, ChoiceEvents, Delta, Finish},
+    error::ApiError,
+    generation::StreamOptions,
+    limits::Permit,
+    metrics::HttpMetrics,
+    openai::Usage,
+};
+
+/// Bytes of events that are ready to be sent.
+#[derive(Debug, Default)]
+pub(crate) struct Frames {
+    bytes: Vec<u8>,
+}
+
+impl Frames {
+    /// Appends one event: a line `data: <json>` and an empty line.
+    pub(crate) fn data(&mut self, value: &impl Serialize) {
+        self.bytes.extend_from_slice(b"data: ");
+        if let Err(error) = serde_json::to_writer(&mut self.bytes, value) {
+            // Wire types have string keys and finite numbers, so this is a bug; the event is
+            // broken, and the client will say so.
+            tracing::error!(%error, "an event could not be written");
+        }
+        self.bytes.extend_from_slice(b"\n\n");
+    }
+
+    fn raw(&mut self, line: &str) {
+        self.bytes.extend_from_slice(line.as_bytes());
+        self.bytes.extend_from_slice(b"\n\n");
+    }
+
+    fn take(&mut self) -> Bytes {
+        Bytes::from(std::mem::take(&mut self.bytes))
+    }
+}
+
+/// How a route writes its chunks.
+pub(crate) trait Chunks: Send + 'static {
+    /// Prefill of a choice has ended.
+    fn started(&mut self, index: u32, usage: Option<Usage>, frames: &mut Frames);
+    /// Text of a choice.
+    fn delta(&mut self, index: u32, delta: Delta, usage: Option<Usage>, frames: &mut Frames);
+    /// The end of a choice.
+    fn finished(&mut self, index: u32, finish: Finish, usage: Option<Usage>, frames: &mut Frames);
+    /// The chunk that has only the usage.
+    fn usage(&mut self, usage: Usage, frames: &mut Frames);
+}
+
+/// Counts tokens over all choices of a request.
+#[derive(Debug)]
+pub(crate) struct UsageCounter {
+    prompt_tokens: u64,
+    /// Choices of the same prompt: `cached_tokens` counts once for each prompt.
+    choices_per_prompt: u32,
+    cached_tokens: Vec<u64>,
+    completion_tokens: Vec<u64>,
+}
+
+impl UsageCounter {
+    /// Nothing generated yet. `prompt_lengths` has one entry per prompt.
+    pub(crate) fn new(prompt_lengths: &[usize], choices_per_prompt: u32) -> Self {
+        let choices = prompt_lengths.len() * choices_per_prompt as usize;
+        Self {
+            prompt_tokens: prompt_lengths.iter().map(|length| *length as u64).sum(),
+            choices_per_prompt: choices_per_prompt.max(1),
+            cached_tokens: vec![0; prompt_lengths.len()],
+            completion_tokens: vec![0; choices],
+        }
+    }
+
+    /// Takes an event into account.
+    pub(crate) fn count(&mut self, index: u32, event: &ChoiceEvent) {
+        let tokens = match event {
+            ChoiceEvent::Started { cached_tokens } => {
+                let prompt = (index / self.choices_per_prompt) as usize;
+                if let Some(cached) = self.cached_tokens.get_mut(prompt) {
+                    *cached = (*cached).max(u64::from(*cached_tokens));
+                }
+                return;
+            }
+            ChoiceEvent::Delta(delta) => delta.completion_tokens,
+            ChoiceEvent::Finished(finish) => finish.completion_tokens,
+            ChoiceEvent::Failed(_) => return,
+        };
+        if let Some(count) = self.completion_tokens.get_mut(index as usize) {
+            *count = u64::from(tokens);
+        }
+    }
+
+    /// Totals so far.
+    pub(crate) fn usage(&self) -> Usage {
+        let completion_tokens = self.completion_tokens.iter().sum();
+        Usage::new(self.prompt_tokens, completion_tokens, self.cached_tokens.iter().sum())
+    }
+}
+
+/// A running stream.
+struct Streaming<C> {
+    choices: ChoiceEvents,
+    chunks: C,
+    counter: UsageCounter,
+    options: StreamOptions,
+    keep_alive: Duration,
+    frames: Frames,
+    metrics: HttpMetrics,
+    has_ended: bool,
+    _permit: Permit,
+}
+
+/// What a streamed answer needs.
+pub(crate) struct StreamParts<C> {
+    pub(crate) choices: ChoiceEvents,
+    pub(crate) chunks: C,
+    pub(crate) counter: UsageCounter,
+    pub(crate) options: StreamOptions,
+    /// Silence after which a comment line is sent.
+    pub(crate) keep_alive: Duration,
+    pub(crate) metrics: HttpMetrics,
+    /// Held until the last byte is sent or the client has gone.
+    pub(crate) permit: Permit,
+}
+
+/// The streamed answer.
+pub(crate) fn respond<C: Chunks>(parts: StreamParts<C>) -> Response {
+    let streaming = Streaming {
+        choices: parts.choices,
+        chunks: parts.chunks,
+        counter: parts.counter,
+        options: parts.options,
+        keep_alive: parts.keep_alive,
+        frames: Frames::default(),
+        metrics: parts.metrics,
+        has_ended: false,
+        _permit: parts.permit,
+    };
+    let bytes = stream::unfold(streaming, |mut streaming| async move {
+        let bytes = streaming.next_bytes().await?;
+        Some((Ok::<_, std::convert::Infallible>(bytes), streaming))
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-cache"),
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, Body::from_stream(bytes)).into_response()
+}
+
+impl<C: Chunks> Streaming<C> {
+    /// The next events as bytes, or `None` after the last one.
+    async fn next_bytes(&mut self) -> Option<Bytes> {
+        while !self.has_ended {
+            match tokio::time::timeout(self.keep_alive, self.choices.next()).await {
+                Err(_) => self.frames.raw(": keep-alive"),
+                Ok(Some((index, event))) => self.event(index, event),
+                Ok(None) => self.end(),
+            }
+            if !self.frames.bytes.is_empty() {
+                return Some(self.frames.take());
+            }
+        }
+        None
+    }
+
+    fn event(&mut self, index: u32, event: ChoiceEvent) {
+        self.counter.count(index, &event);
+        let usage = self.options.continuous_usage_stats.then(|| self.counter.usage());
+        match event {
+            ChoiceEvent::Started { .. } => self.chunks.started(index, usage, &mut self.frames),
+            ChoiceEvent::Delta(delta) => self.chunks.delta(index, delta, usage, &mut self.frames),
+            ChoiceEvent::Finished(finish) => self.chunks.finished(index, finish, usage, &mut self.frames),
+            ChoiceEvent::Failed(failure) => {
+                let error = ApiError::from_failure(&failure);
+                self.metrics.count_error(error.kind);
+                self.frames.data(&error.body());
+                // The other choices end with the stream: no `[DONE]` follows an error.
+                self.choices.clear();
+                self.has_ended = true;
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if self.options.include_usage {
+            self.chunks.usage(self.counter.usage(), &mut self.frames);
+        }
+        self.frames.raw("data: [DONE]");
+        self.has_ended = true;
+    }
+}
+
+/// The `usage` key of a chunk that is not the usage chunk: absent, null or the running totals.
+pub(crate) fn usage_key(options: StreamOptions, usage: Option<Usage>) -> Option<Option<Usage>> {
+    (usage.is_some() || options.include_usage).then_some(usage)
+}
+
+#[cfg(test)]
+mod tests {
+    use eventsource_stream::Eventsource as _;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::openai::FinishReason;
+
+    proptest! {
+        /// Any text, line breaks of all kinds included, arrives as it was sent, one event each,
+        /// however the bytes are cut into packets.
+        #[test]
+        fn framing(texts in proptest::collection::vec("(?s).{0,30}", 1..8), cut in 1usize..40) {
+            let mut frames = Frames::default();
+            for text in &texts {
+                frames.data(text);
+            }
+            frames.raw(": keep-alive");
+            frames.raw("data: [DONE]");
+            let bytes = frames.take();
+            let packets: Vec<Result<Vec<u8>, std::io::Error>> = bytes.chunks(cut).map(|packet| Ok(packet.to_vec())).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let events: Vec<String> = runtime.block_on(
+                stream::iter(packets).eventsource().map(|event| event.expect("well-formed").data).collect());
+            let (last, events) = events.split_last().expect("the end");
+            prop_assert_eq!(last, "[DONE]");
+            let received: Vec<String> = events.iter().map(|data| serde_json::from_str(data).expect("JSON")).collect();
+            prop_assert_eq!(received, texts);
+        }
+    }
+
+    #[test]
+    fn usage_counts_each_prompt_and_each_choice_once() {
+        let mut counter = UsageCounter::new(&[10, 5], 2);
+        for index in 0..4 {
+            counter.count(index, &ChoiceEvent::Started { cached_tokens: 3 });
+            counter.count(index, &ChoiceEvent::Delta(Delta { completion_tokens: 1, ..Delta::default() }));
+        }
+        counter.count(
+            3,
+            &ChoiceEvent::Finished(Finish {
+                reason: FinishReason::Length,
+                stop_reason: None,
+                completion_tokens: 7,
+            }),
+        );
+        assert_eq!(counter.usage(), Usage::new(15, 10, 6));
+    }
+
+    #[test]
+    fn usage_key_is_absent_null_or_filled() {
+        let on = StreamOptions { include_usage: true, ..StreamOptions::default() };
+        assert_eq!(usage_key(StreamOptions::default(), None), None);
+        assert_eq!(usage_key(on, None), Some(None));
+        let usage = Usage::new(1, 1, 0);
+        assert_eq!(usage_key(StreamOptions::default(), Some(usage)), Some(Some(usage)));
+    }
+}
