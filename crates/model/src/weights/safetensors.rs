@@ -127,3 +127,56 @@ fn check_index(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    //! Random damage to a sound file: an error or a table that stays inside the file, never a panic.
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::TinyLlama;
+
+    static TINY: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+        let folder = tempfile::tempdir().unwrap();
+        TinyLlama::default().write(folder.path()).unwrap();
+        std::fs::read(folder.path().join(SINGLE)).unwrap()
+    });
+
+    fn assert_sound(bytes: &[u8]) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(SINGLE), bytes).unwrap();
+        let Ok((weights, _)) = open(folder.path()) else { return };
+        for (name, info) in &weights.tensors {
+            assert!(info.start.checked_add(info.len).is_some_and(|end| end <= bytes.len()));
+            if !matches!(info.stored, StoredType::Other(_)) {
+                weights.load(name).unwrap();
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        #[test]
+        fn damaged_headers_never_panic(
+            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            digits in prop::collection::vec((any::<prop::sample::Index>(), b'0'..=b'9'), 0..4),
+            cut in prop::option::weighted(0.3, any::<prop::sample::Index>()),
+        ) {
+            let mut bytes = TINY.clone();
+            for (at, value) in flips {
+                bytes[at.index(2000)] = value;
+            }
+            // Digits replaced by digits keep the JSON sound and make the numbers lie.
+            let digit_places: Vec<_> = (8..2000).filter(|&at| bytes[at].is_ascii_digit()).collect();
+            for (at, digit) in digits.into_iter().filter(|_| !digit_places.is_empty()) {
+                bytes[digit_places[at.index(digit_places.len())]] = digit;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            assert_sound(&bytes);
+        }
+    }
+}
