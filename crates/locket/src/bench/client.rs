@@ -16,10 +16,20 @@ pub(super) enum Endpoint {
     Completions,
 }
 
+impl Endpoint {
+    /// The route's path.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+        }
+    }
+}
+
 /// The server under load and what every request to it has in common.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
-    /// Connection pool.
+    /// Opens a connection per request.
     pub http: reqwest::Client,
     /// `http://host:port`, without `/v1` and without a slash at the end.
     pub base_url: String,
@@ -84,9 +94,12 @@ impl Failure {
         } else {
             "transport"
         };
-        // The cause ("connection refused") is one level down; the top only repeats the URL.
-        let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
-        Self::new(kind, cause)
+        // The cause ("connection refused") lies deepest; the levels above only say where it happened.
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        Self::new(kind, cause.to_string())
     }
 }
 
@@ -123,11 +136,9 @@ impl Target {
         max_tokens: usize,
         stream: bool,
     ) -> Result<reqwest::Response, Failure> {
-        let path = match self.endpoint {
-            Endpoint::Chat => "/v1/chat/completions",
-            Endpoint::Completions => "/v1/completions",
-        };
-        let request = self.request(reqwest::Method::POST, path).json(&self.body(prompt, max_tokens, stream));
+        let request = self
+            .request(reqwest::Method::POST, self.endpoint.path())
+            .json(&self.body(prompt, max_tokens, stream));
         let response = request.send().await.map_err(|error| Failure::transport(&error))?;
         let status = response.status();
         if status.is_success() {

@@ -227,8 +227,9 @@ async fn connect(args: &LoadArgs) -> anyhow::Result<Target> {
         extra_body.entry("ignore_eos").or_insert(Value::Bool(true));
     }
     let mut target = Target {
-        // A proxy between the ruler and what it measures would be measured too.
-        http: reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?,
+        // A proxy between the ruler and what it measures would be measured too. Connections are not
+        // kept, because servers close idle ones at will, which would be counted as failures.
+        http: reqwest::Client::builder().no_proxy().tcp_nodelay(true).pool_max_idle_per_host(0).build()?,
         base_url: base_url.to_owned(),
         api_key: args.api_key.clone(),
         model: args.model.clone().unwrap_or_default(),

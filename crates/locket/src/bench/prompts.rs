@@ -8,7 +8,7 @@ use locket_processor::Processor;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 
-use super::client::{Endpoint, Target};
+use super::client::Target;
 
 /// Short, frequent words: nearly every vocabulary has each of them as one token.
 const WORDS: &str = "the of and to in a is that for it was on are as with his they at be this from have or by \
@@ -238,12 +238,9 @@ async fn probe_usage(target: &Target, text: &str) -> anyhow::Result<usize> {
     match target.probe_usage(text).await {
         Ok(usage) => Ok(usage.prompt_tokens),
         Err(failure) => bail!(
-            "{} refused a first small {} request ({}): {}{}",
+            "a first small request to {}{} failed ({}): {}{}",
             target.base_url,
-            match target.endpoint {
-                Endpoint::Chat => "chat",
-                Endpoint::Completions => "completions",
-            },
+            target.endpoint.path(),
             failure.kind,
             failure.message,
             if failure.kind == "http_400" { "; --no-ignore-eos leaves out the extension field" } else { "" }

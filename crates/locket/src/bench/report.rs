@@ -87,7 +87,11 @@ impl fmt::Display for Header {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Machine { cpu, cores, memory_bytes, .. } = &self.machine;
         let memory = mebibytes(*memory_bytes);
-        writeln!(out, "locket {} bench, {}, {cpu}, {cores} cores, {memory}", self.locket_version, self.date)
+        writeln!(
+            out,
+            "locket {} ({}) bench, {}, {cpu}, {cores} cores, {memory}",
+            self.locket_version, self.commit, self.date
+        )
     }
 }
 
@@ -95,7 +99,7 @@ impl fmt::Display for LoadReport {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { header, inputs, results } = self;
         write!(out, "{header}")?;
-        writeln!(out, "{} at {}, {:?}", inputs.model, inputs.url, inputs.endpoint)?;
+        writeln!(out, "{} at {}{}", inputs.model, inputs.url, inputs.endpoint.path())?;
         match (inputs.requests_per_s, inputs.concurrency) {
             (Some(rate), _) => write!(out, "open loop, {rate} requests/s: ")?,
             (None, concurrency) => write!(out, "closed loop, concurrency {}: ", concurrency.unwrap_or(1))?,
