@@ -240,8 +240,6 @@ fn truncated_and_wrong_safetensors_are_refused() {
     huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     std::fs::write(&path, huge).unwrap();
     refusal(Checkpoint::open(folder.path()), "broken_file", "safetensors");
-    std::fs::write(&path, String::from_utf8_lossy(&whole[..]).replacen("F32", "I32", 1)).ok();
-    assert!(Checkpoint::open(folder.path()).is_err());
     std::fs::write(&path, whole).unwrap();
     Checkpoint::open(folder.path()).unwrap();
     std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
