@@ -143,18 +143,20 @@ impl CudaOps {
         Ok(values)
     }
 
-    /// Runs `work`, whose operations become a graph instead of being executed.
+    /// From here on operations are recorded instead of executed, until [`Self::end_capture`].
     ///
     /// # Errors
-    /// The work's own, or [`Error::Device`] if it cannot be captured.
-    pub fn capture(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<Graph, Error> {
-        // The graph needs the device while the work needs all of the backend, device included;
-        // the capture itself only reads the stream.
-        self.device.begin_capture()?;
-        let result = work(self);
-        let graph = self.device.end_capture();
-        result?;
-        Ok(graph?)
+    /// [`Error::Device`].
+    pub fn begin_capture(&self) -> Result<(), Error> {
+        Ok(self.device.begin_capture()?)
+    }
+
+    /// Ends a capture; must be called even when an operation in between has failed.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if something cannot be captured.
+    pub fn end_capture(&self) -> Result<Graph, Error> {
+        Ok(self.device.end_capture()?)
     }
 
     /// Waits until everything launched so far has run.

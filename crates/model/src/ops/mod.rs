@@ -6,6 +6,8 @@
 //! reads what changes from step to step through the uploaded [`Ops::Step`] alone.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 pub mod rope;
 
