@@ -10,6 +10,7 @@ use std::{
 
 use locket_model::load::TokenizerSource;
 use serde_json::Value;
+use tokenizers::ModelWrapper;
 
 use crate::{
     Error, gguf_tokenizer,
@@ -18,6 +19,10 @@ use crate::{
 
 /// The largest `tokenizer.json` that is read; the largest known is about 35 MB.
 const MAX_JSON_BYTES: u64 = 256 << 20;
+
+/// Words whose merges are remembered, per thread that encodes and per model: at most about half a
+/// megabyte each, since a server may encode on hundreds of threads.
+const WORD_CACHE_ENTRIES: usize = 2048;
 
 /// What a source was made into.
 pub(crate) struct BuiltTokenizer {
@@ -47,7 +52,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`], naming the field.
     pub fn load(source: &TokenizerSource, vocab_size: usize) -> Result<Self, Error> {
-        let built = match source {
+        let mut built = match source {
             TokenizerSource::Gguf(vocabulary) => gguf_tokenizer::build(vocabulary)?,
             TokenizerSource::Json(path) => from_json(&read_bounded(path)?, vocab_size)
                 .map_err(|reason| Error::Tokenizer(format!("{}: {reason}", path.display())))?,
@@ -58,6 +63,11 @@ impl Tokenizer {
                 vocab_size,
                 "the tokenizer has more tokens than the model; prompts that need the surplus are refused"
             );
+        }
+        if let ModelWrapper::BPE(bpe) = built.tokenizer.get_model() {
+            let mut bpe = bpe.clone();
+            bpe.resize_cache(WORD_CACHE_ENTRIES);
+            built.tokenizer.with_model(bpe);
         }
         Ok(Self {
             inner: built.tokenizer,
