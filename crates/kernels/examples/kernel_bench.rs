@@ -1,0 +1,152 @@
+//! Speed of every CPU kernel on the shapes of SmolLM2-135M, best of several rounds, wall time.
+//!
+//! Usage: `kernel_bench [threads]`, 0 or nothing for all cores.
+//!
+//! Floors. With VNNI a 512-bit dot does 64 multiply-adds; Zen 4 starts one per cycle and core,
+//! and a block of 32 columns by 16 rows takes 8 dots and 3 (Q4_1) or 2 (Q8_0) multiplications on
+//! the same pipes: at 3.7 GHz at most 172 (Q4_1) or 189 (Q8_0) GMAC/s a core. With AVX2 a dot of
+//! 32 takes two instructions on two pipes: half of that or less. One row must stream the weights:
+//! 20 bytes (Q4_1) or 34 bytes (Q8_0) per 32 multiply-adds, so that 40 GB/s of memory bandwidth
+//! allow 64 or 38 GMAC/s. A decode step of SmolLM2 reads 66 MB of Q4_1 and 30 MB of Q8_0: 2.4 ms.
+
+use std::{hint::black_box, time::Instant};
+
+use locket_kernels::cpu::{
+    Activations, AlignedBuf, Destination, Isa, PackedMatrix, QuantRows, Team, WeightFormat,
+    attention::{Attention, AttentionJob, AttentionRows, AttentionShape},
+    kv::{KvLayout, KvPlace, SlotNumber},
+    matmul,
+    rows::{self, RmsNorm},
+};
+
+const LAYERS: usize = 30;
+const ROWS: [usize; 5] = [1, 4, 16, 64, 256];
+
+/// Seconds of the fastest of some rounds.
+fn fastest(mut round: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut best = f64::INFINITY;
+    let mut rounds = 0;
+    while rounds < 3 || start.elapsed().as_secs_f64() < 0.3 {
+        let start = Instant::now();
+        round();
+        best = best.min(start.elapsed().as_secs_f64());
+        rounds += 1;
+    }
+    best
+}
+
+fn weights(format: WeightFormat, features: usize, cols: usize) -> PackedMatrix {
+    // Any bytes are numbers; 0x2a in both bytes of a scale is 0.048.
+    let bytes = vec![0x2a; features * format.row_bytes(cols)];
+    PackedMatrix::pack(format, &bytes, features, cols).expect("whole blocks")
+}
+
+fn products(team: &mut Team, isa: Isa, name: &str, format: WeightFormat, features: usize, cols: usize) {
+    // As many matrices as a model has, so that one row reads them from memory.
+    let copies = if features > 10_000 { 1 } else { LAYERS };
+    let layers: Vec<PackedMatrix> = (0..copies).map(|_| weights(format, features, cols)).collect();
+    print!("{name:<16} {format:?} {features:>5} x {cols:<4}");
+    for rows in ROWS {
+        let x: Vec<f32> = (0..rows * cols).map(|i| (i % 17) as f32 - 8.0).collect();
+        let quant = format.is_quantized().then(|| {
+            let mut quant = QuantRows::new(rows, cols);
+            rows::quantize(team, isa, rows, &x, &mut quant);
+            quant
+        });
+        let mut out = vec![0.0; rows * features];
+        let seconds = fastest(|| {
+            for weight in &layers {
+                let x = quant.as_ref().map_or(Activations::F32(&x), Activations::Quant);
+                let destination = Destination { data: &mut out, stride: features, offset: 0 };
+                matmul(team, isa, weight, x, rows, None, destination);
+            }
+            black_box(&out);
+        });
+        let bytes: usize = layers.iter().map(PackedMatrix::num_bytes).sum();
+        let macs = copies * rows * features * cols;
+        print!(
+            " | {rows:>3}: {:6.1} GMAC/s {:5.1} GB/s",
+            macs as f64 / seconds / 1e9,
+            bytes as f64 / seconds / 1e9
+        );
+    }
+    println!();
+}
+
+/// All layers of `rows` rows on top of `depth` slots. Each key and value costs two multiply-adds
+/// per query head; a row reads `depth * 64 * 3 * 2 * 2` bytes per layer.
+fn attention(team: &mut Team, isa: Isa, depth: usize, rows: usize) {
+    let shape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, number: SlotNumber::F16 };
+    let layout = KvLayout::new(3, 64, depth + rows);
+    let mut memory = AlignedBuf::zeroed(LAYERS * layout.layer_len() * 2);
+    memory.as_mut_slice::<u16>().iter_mut().enumerate().for_each(|(i, x)| *x = 0x3000 + (i % 2048) as u16);
+    let queries: Vec<f32> = (0..rows * 960).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect();
+    let mut out = vec![0.0; rows * 576];
+    let mut attention = Attention::new(shape, team.num_threads());
+    let seconds = fastest(|| {
+        for layer in 0..LAYERS {
+            let place = KvPlace { layout, base: layer * layout.layer_len() };
+            let job = AttentionJob { place, first_row: 0, rows, slots_before: depth, id: 0 };
+            let rows = AttentionRows { queries: &queries, query_stride: 960, out: &mut out };
+            attention.run(team, isa, &memory, &[job], rows, None);
+        }
+        black_box(&out);
+    });
+    let slots: usize = (0..rows).map(|row| depth + row + 1).sum();
+    let macs = (LAYERS * 2 * slots * 576) as f64;
+    println!(
+        "attention        {rows:>3} rows at depth {depth:>4}: {:8.3} ms, {:6.1} GMAC/s",
+        seconds * 1e3,
+        macs / seconds / 1e9
+    );
+}
+
+fn row_operations(team: &mut Team, isa: Isa) {
+    let weight = vec![1.0; 576];
+    for rows in ROWS {
+        let norm = RmsNorm { weight: &weight, eps: 1e-5 };
+        let (mut residual, mut x) = (vec![0.1; rows * 576], vec![0.5; rows * 576]);
+        let mut quant = QuantRows::new(rows, 576);
+        let norm_seconds = fastest(|| {
+            x.fill(0.5);
+            rows::add_rms_norm(team, isa, norm, rows, &mut residual, &mut x, Some(&mut quant));
+        });
+        let (gate_up, mut out) = (vec![0.5; rows * 3072], vec![0.0; rows * 1536]);
+        let mut quant = QuantRows::new(rows, 1536);
+        let silu_seconds =
+            fastest(|| rows::silu_mul(team, isa, rows, 1536, &gate_up, &mut out, Some(&mut quant)));
+        println!(
+            "rows             {rows:>3}: add_rms_norm + int8 {:7.2} us, silu_mul + int8 {:7.2} us",
+            norm_seconds * 1e6,
+            silu_seconds * 1e6
+        );
+    }
+}
+
+fn main() {
+    let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok()).unwrap_or(0);
+    let mut team = Team::new(threads).expect("threads");
+    let mut levels: Vec<Isa> = Isa::available().collect();
+    levels.reverse();
+    for isa in levels {
+        println!("{} with {} threads", isa.name(), team.num_threads());
+        let fork = fastest(|| (0..1000).for_each(|_| team.run(8, |_, task| _ = black_box(task))));
+        println!("fork and join    {:.2} us", fork * 1e3);
+        products(&mut team, isa, "qkv", WeightFormat::Q4_1, 960, 576);
+        products(&mut team, isa, "output", WeightFormat::Q4_1, 576, 576);
+        products(&mut team, isa, "gate, up", WeightFormat::Q4_1, 3072, 576);
+        products(&mut team, isa, "down", WeightFormat::Q4_1, 576, 1536);
+        if isa.name() == "scalar" {
+            continue;
+        }
+        products(&mut team, isa, "head", WeightFormat::Q8_0, 49_152, 576);
+        products(&mut team, isa, "gate, up", WeightFormat::F16, 3072, 576);
+        products(&mut team, isa, "gate, up", WeightFormat::Bf16, 3072, 576);
+        products(&mut team, isa, "gate, up", WeightFormat::F32, 3072, 576);
+        for (depth, rows) in [(512, 1), (2048, 1), (8000, 1), (0, 256), (2048, 256)] {
+            attention(&mut team, isa, depth, rows);
+        }
+        row_operations(&mut team, isa);
+    }
+}
