@@ -1,1 +1,40 @@
-fn main() {}
+//! locket: an OpenAI-compatible inference server whose memory does not grow with the conversation.
+
+mod bench;
+mod cgroup;
+mod cli;
+mod config;
+mod inspect;
+mod memory;
+mod model_source;
+mod serve;
+mod telemetry;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The package's version.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Version, commit and features.
+pub(crate) const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("LOCKET_COMMIT"),
+    ", features: ",
+    env!("LOCKET_FEATURES"),
+    ")"
+);
+
+fn main() -> ExitCode {
+    match cli::run(cli::Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `locket inspect`: what a checkpoint is and what serving it would take.
+
+use std::fmt::Write as _;
+
+use locket_model::{ModelConfig, config::RopeScaling, load::Checkpoint};
+
+use crate::{
+    config::{Config, value::about_bytes},
+    memory::{MemoryPlan, free_memory},
+    model_source,
+};
+
+/// Opens the configured model and describes it.
+///
+/// # Errors
+/// A model that cannot be found or opened. A plan that does not fit is part of the description.
+pub fn describe(config: &Config) -> anyhow::Result<String> {
+    let model = model_source::locate(config)?;
+    let checkpoint = Checkpoint::open(&model.path)?;
+    let mut text = String::new();
+    let _ = writeln!(text, "{}\n", checkpoint.path.display());
+    for (name, value) in geometry(&checkpoint) {
+        let _ = writeln!(text, "{name:<16} {value}");
+    }
+    text.push_str("\nMemory plan\n");
+    match MemoryPlan::make(config, &checkpoint, &free_memory()) {
+        Ok(plan) => plan.describe().iter().for_each(|line| {
+            let _ = writeln!(text, "{line}");
+        }),
+        Err(error) => {
+            let _ = writeln!(text, "does not fit: {error}");
+        }
+    }
+    Ok(text)
+}
+
+fn geometry(checkpoint: &Checkpoint) -> Vec<(&'static str, String)> {
+    let config = &checkpoint.config;
+    vec![
+        ("architecture", config.architecture.clone()),
+        ("weights", format!("{}, mostly {}", about_bytes(checkpoint.weight_bytes), checkpoint.quantization)),
+        ("fingerprint", checkpoint.fingerprint.clone()),
+        ("layers", config.num_layers.to_string()),
+        ("hidden", format!("{}, MLP {}", config.hidden_size, config.intermediate_size)),
+        (
+            "attention",
+            format!(
+                "{} heads of {}, {} key/value heads",
+                config.num_heads, config.head_dim, config.num_kv_heads
+            ),
+        ),
+        ("vocabulary", config.vocab_size.to_string()),
+        ("context", format!("{} tokens", config.max_position)),
+        ("rope", rope(config)),
+        ("sliding window", window(config)),
+        ("extras", extras(config)),
+        ("end tokens", format!("{:?}, start token {:?}", config.eos_token_ids, config.bos_token_id)),
+        ("chat template", if checkpoint.chat_template.is_some() { "yes" } else { "none" }.into()),
+    ]
+}
+
+fn rope(config: &ModelConfig) -> String {
+    let scaling = match &config.rope.scaling {
+        RopeScaling::None => "no scaling".into(),
+        RopeScaling::Linear { factor } => format!("linear scaling by {factor}"),
+        RopeScaling::Llama3 { factor, original_max_position, .. } => {
+            format!("llama3 scaling by {factor} from {original_max_position}")
+        }
+        RopeScaling::Yarn { factor, original_max_position, .. } => {
+            format!("yarn scaling by {factor} from {original_max_position}")
+        }
+        RopeScaling::Factors(factors) => format!("{} factors of its own", factors.len()),
+    };
+    format!("theta {}, {} dimensions, {scaling}", config.rope.theta, config.rope.rotary_dim)
+}
+
+fn window(config: &ModelConfig) -> String {
+    let layers = config.sliding_window.iter().flatten().count();
+    match config.sliding_window.iter().flatten().next() {
+        None => "none".into(),
+        Some(window) => format!("{window} tokens in {layers} of {} layers", config.num_layers),
+    }
+}
+
+fn extras(config: &ModelConfig) -> String {
+    let all = [
+        (config.tie_embeddings, "head is the embedding"),
+        (config.qkv_bias, "q/k/v biases"),
+        (config.output_bias, "output bias"),
+        (config.mlp_bias, "MLP biases"),
+        (config.qk_norm, "query/key norms"),
+    ];
+    let present: Vec<_> = all.iter().filter(|(is, _)| *is).map(|&(_, name)| name).collect();
+    if present.is_empty() { "none".into() } else { present.join(", ") }
+}

@@ -1,0 +1,217 @@
+//! `locket serve`: model → engine → processor → server, and down again in reverse.
+
+use std::{io::Write as _, process::ExitCode, sync::Arc};
+
+use anyhow::Context as _;
+use locket_engine::{EngineConfig, EngineHandle, EngineThread};
+use locket_model::load::{BuildOptions, Checkpoint};
+use locket_processor::Processor;
+use locket_server::{AppState, CacheDefaults, ServerConfig};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
+
+use crate::{
+    config::{Config, value::about_bytes},
+    memory::{MemoryPlan, free_memory, touch},
+    model_source::{self, LocalModel},
+};
+
+/// HTTP, JSON and tokenizing need little; the model has threads of its own.
+const WORKER_THREADS: usize = 2;
+/// What shells use for a process that a signal ended.
+const EXIT_SIGNALLED: u8 = 130;
+
+/// Loads the model and serves until a signal, then drains.
+///
+/// # Errors
+/// No model, a plan that does not fit, a port that is taken; and an engine that died, so that the
+/// process ends with a code that makes its supervisor start another one.
+pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    let local = model_source::locate(config)?;
+    let checkpoint = Checkpoint::open(&local.path)?;
+    let plan = MemoryPlan::make(config, &checkpoint, &free_memory())?;
+    tracing::info!("model      {} ({})", local.path.display(), checkpoint.quantization);
+    plan.describe().iter().for_each(|line| tracing::info!("{line}"));
+    if config.prefault {
+        let bytes = plan.total_bytes();
+        touch(bytes).with_context(|| format!("{} of memory cannot be had", about_bytes(bytes)))?;
+    }
+    let processor = Arc::new(Processor::load(&checkpoint)?);
+    let registry = prometheus::Registry::new();
+    let (engine, thread) = start_engine(config, &checkpoint, &plan, &local, &registry)?;
+    let settings = server_config(config, &checkpoint, &plan, &local);
+    let state = AppState::new(settings, engine, processor, registry)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .thread_name("locket-http")
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let code = runtime.block_on(serve(config, state, thread));
+    // What still hangs on a slow client does not hold up the end.
+    runtime.shutdown_background();
+    code
+}
+
+fn start_engine(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    plan: &MemoryPlan,
+    local: &LocalModel,
+    registry: &prometheus::Registry,
+) -> anyhow::Result<(EngineHandle, EngineThread)> {
+    let model = checkpoint.build(&BuildOptions {
+        backend: config.backend,
+        cache: plan.cache.clone(),
+        max_batch_rows: config.engine.max_batch_rows,
+        threads: config.threads,
+    })?;
+    let engine = &config.engine;
+    let settings = EngineConfig {
+        max_batch_rows: engine.max_batch_rows,
+        prefill_chunk: engine.prefill_chunk,
+        target_step: engine.target_step,
+        max_waiting: engine.max_waiting,
+        max_running: engine.max_running,
+        queue_timeout: engine.queue_timeout,
+        drain_timeout: engine.drain_timeout,
+        model_name: served_names(config, local)[0].clone(),
+        ..EngineConfig::default()
+    };
+    Ok(locket_engine::start(model, settings, registry)?)
+}
+
+/// The operator's names, else the model's own; never empty.
+fn served_names(config: &Config, local: &LocalModel) -> Vec<String> {
+    match config.served_model_name.as_slice() {
+        [] => vec![local.name.clone()],
+        names => names.to_vec(),
+    }
+}
+
+fn server_config(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    plan: &MemoryPlan,
+    local: &LocalModel,
+) -> ServerConfig {
+    let api = &config.api;
+    let largest_block = plan.cache.classes.iter().map(|class| class.capacity).max().unwrap_or(0);
+    ServerConfig {
+        served_model_names: served_names(config, local),
+        model_root: config.model.clone().unwrap_or_else(|| local.name.clone()),
+        max_model_len: u32::try_from(plan.context).unwrap_or(u32::MAX),
+        default_max_tokens: api.default_max_tokens,
+        max_body_bytes: api.max_body_bytes,
+        max_n: api.max_n,
+        max_concurrent_requests: api.max_concurrent_requests,
+        cors_origins: api.cors_origins.clone(),
+        drain_timeout: config.engine.drain_timeout,
+        cache: CacheDefaults {
+            method: config.cache.method,
+            slots: config.cache.slots,
+            ring: config.cache.ring_if_set,
+            sinks: config.cache.sinks,
+            max_slots: largest_block,
+        },
+        generation: checkpoint.generation,
+        version: crate::VERSION.into(),
+        fingerprint: checkpoint.fingerprint.clone(),
+        ..ServerConfig::default()
+    }
+}
+
+/// Listens, says so, and serves until the first signal or the engine's end.
+async fn serve(config: &Config, state: AppState, thread: EngineThread) -> anyhow::Result<ExitCode> {
+    let listener = TcpListener::bind((config.host.as_str(), config.port))
+        .await
+        .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
+    let mut signals = Signals::new().context("cannot handle signals")?;
+    announce(&listener)?;
+    let mut engine_end = watch_engine(thread)?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let shutdown = async {
+        // Dropping the sender stops the server as well.
+        let _ = stopped.await;
+    };
+    let mut server = std::pin::pin!(locket_server::serve(listener, state, shutdown));
+    let mut ended = None;
+    tokio::select! {
+        result = &mut server => {
+            result.context("the listener failed")?;
+            anyhow::bail!("the server stopped without being asked");
+        }
+        name = signals.next() => tracing::info!("{name}: finishing what runs; a second signal quits at once"),
+        result = &mut engine_end => {
+            tracing::error!("the engine has ended; shutting down");
+            ended = Some(result);
+        }
+    }
+    drop(stop);
+    let finish = async {
+        server.await.context("the listener failed")?;
+        let result = match ended {
+            Some(result) => result,
+            None => engine_end.await,
+        };
+        result.context("the engine thread was lost")?.context("the engine has died")
+    };
+    tokio::select! {
+        result = finish => result.map(|()| ExitCode::SUCCESS),
+        name = signals.next() => {
+            tracing::warn!("{name} again: quitting at once");
+            Ok(ExitCode::from(EXIT_SIGNALLED))
+        }
+    }
+}
+
+/// The one line on standard output.
+fn announce(listener: &TcpListener) -> anyhow::Result<()> {
+    let address = listener.local_addr().context("the listener has no address")?;
+    let mut stdout = std::io::stdout().lock();
+    // Whoever started us may have closed its end; that is no reason not to serve.
+    if let Err(error) = writeln!(stdout, "locket listening on http://{address}").and_then(|()| stdout.flush())
+    {
+        tracing::warn!("cannot write to standard output: {error}");
+    }
+    tracing::info!("listening on http://{address}");
+    Ok(())
+}
+
+type EngineEnd = oneshot::Receiver<Result<(), locket_engine::Error>>;
+
+/// Resolves when the engine's thread has ended, with its result.
+fn watch_engine(thread: EngineThread) -> anyhow::Result<EngineEnd> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("locket-watch".into())
+        .spawn(move || {
+            // Nobody listens once the process quits on a second signal.
+            let _ = sender.send(thread.join());
+        })
+        .context("cannot watch the engine")?;
+    Ok(receiver)
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next one's name. Cancel-safe.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
