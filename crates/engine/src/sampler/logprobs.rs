@@ -19,7 +19,7 @@ pub(crate) fn logprobs(
     scratch: &mut WeightScratch,
 ) -> (Option<f32>, Vec<TokenLogprob>) {
     let max = weights::max(raw);
-    let total = Weights::new(max, 1.0, scratch).total(raw, Cut::NONE);
+    let total = Weights::new(max, 1.0, scratch).fill(raw, Cut::NONE);
     let of = |logit: f32| (f64::from(logit) - f64::from(max) - total.ln()) as f32;
     let mut top = Vec::new();
     if count > 0 {

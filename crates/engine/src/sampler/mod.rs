@@ -79,8 +79,10 @@ impl SequenceSampler {
         let id = if is_greedy(params) {
             select::argmax(row)
         } else {
-            let (cut, weights) = keep(row, params, select, weights);
-            weights.draw(row, cut, self.rng.random::<f64>())
+            let (_, weights) = keep(row, params, select, weights);
+            let drawn = weights.draw(self.rng.random::<f64>());
+            // The best token always has weight 1.
+            drawn.unwrap_or_else(|| select::argmax(row))
         };
         if let Some(seen) = &mut self.seen {
             seen.add(id);
@@ -116,9 +118,11 @@ fn keep<'s>(
         let lowest = max + params.temperature * params.min_p.min(1.0).ln();
         cut = cut.tighter(Cut::at_least(lowest.min(max)));
     }
+    let total = weights.fill(row, cut);
     if params.top_p < 1.0 {
-        let total = weights.total(row, cut);
-        cut = cut.tighter(select.nucleus(row, cut, f64::from(params.top_p) * total, &weights, total));
+        let mass = f64::from(params.top_p) * total;
+        cut = cut.tighter(select.nucleus(row, &weights, mass, total));
+        weights.fill(row, cut);
     }
     (cut, weights)
 }

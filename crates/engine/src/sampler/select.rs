@@ -1,11 +1,12 @@
 //! The best tokens of a row without sorting it.
 
-use super::weights::{Weights, max};
+use super::weights::{Weights, max, sum_from};
 
 /// Logits whose maximum is looked at first.
 const GROUP: usize = 64;
-/// Ranges this short are sorted.
-const SORTED: usize = 32;
+/// Halvings of the range (of logarithms of weights) in which a nucleus ends. Eight leave a band
+/// of a few percent, which is sorted.
+const NUCLEUS_HALVINGS: usize = 8;
 
 /// Keeps the tokens up to and including one, in the order: larger logit first, then lower id.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -58,6 +59,8 @@ pub(crate) struct SelectScratch {
     maxima: Vec<f32>,
     sorted_maxima: Vec<f32>,
     candidates: Vec<Candidate>,
+    /// Weights that may belong to a nucleus.
+    heavy: Vec<f32>,
 }
 
 /// The first of the largest logits.
@@ -101,7 +104,15 @@ impl SelectScratch {
             let (_, nth, _) = self.sorted_maxima.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
             lowest = nth.max(f32::MIN);
         }
-        self.collect(row, Cut::at_least(lowest), |_| 0.0);
+        self.candidates.clear();
+        for (group, (logits, &best)) in row.chunks(GROUP).zip(&self.maxima).enumerate() {
+            if best < lowest {
+                continue;
+            }
+            let ids = (group * GROUP) as u32..;
+            let kept = ids.zip(logits).filter(|&(_, &logit)| logit >= lowest);
+            self.candidates.extend(kept.map(|(id, &logit)| Candidate { logit, id, weight: 0.0 }));
+        }
     }
 
     fn find_maxima(&mut self, row: &[f32]) {
@@ -109,58 +120,60 @@ impl SelectScratch {
         self.maxima.extend(row.chunks(GROUP).map(max));
     }
 
-    /// Collects what `cut` keeps. Needs the maxima.
-    fn collect(&mut self, row: &[f32], cut: Cut, weight: impl Fn(f32) -> f32) {
-        self.candidates.clear();
-        for (group, (logits, &best)) in row.chunks(GROUP).zip(&self.maxima).enumerate() {
-            if best < cut.value {
-                continue;
-            }
-            let first = (group * GROUP) as u32;
-            for (id, &logit) in (first..).zip(logits) {
-                if cut.keeps(logit, id) {
-                    self.candidates.push(Candidate { logit, id, weight: weight(logit) });
-                }
-            }
-        }
-    }
-
-    /// The cut that keeps the fewest best tokens whose weights add up to `mass`, among those that
-    /// `cut` keeps, whose sum is `total`.
-    pub(crate) fn nucleus(
-        &mut self,
-        row: &[f32],
-        cut: Cut,
-        mass: f64,
-        weights: &Weights<'_>,
-        total: f64,
-    ) -> Cut {
+    /// The cut that keeps the fewest best tokens whose weights add up to `mass`; `total` is the
+    /// sum of all `weights`, which belong to `row`.
+    pub(crate) fn nucleus(&mut self, row: &[f32], weights: &Weights<'_>, mass: f64, total: f64) -> Cut {
         // Tokens lighter than this add up to less than what may be left out, however many.
-        let lightest = (total - mass) / row.len() as f64 * 0.999;
-        let cut = if lightest > 0.0 { cut.tighter(Cut::at_least(weights.logit_of(lightest))) } else { cut };
-        self.find_maxima(row);
-        self.collect(row, cut, |logit| weights.of(logit));
-        // Quickselect by weight: halve the range that holds the last token kept.
-        let (mut low, mut high, mut sum) = (0, self.candidates.len(), 0.0);
-        while high - low > SORTED {
-            let middle = (high - low) / 2;
-            let range = &mut self.candidates[low..high];
-            range.select_nth_unstable_by(middle, better_first);
-            let upper: f64 = range[..middle].iter().map(|candidate| f64::from(candidate.weight)).sum();
-            if sum + upper >= mass {
-                high = low + middle;
+        let mut low = ((total - mass) / row.len() as f64 * 0.999).max(f64::from(f32::MIN_POSITIVE)) as f32;
+        self.collect_heavy(weights.as_slice(), low);
+        // No weight exceeds 1, so nothing is at or above this.
+        let (mut high, mut sum) = (1.0f32.next_up(), 0.0);
+        for _ in 0..NUCLEUS_HALVINGS {
+            let middle = (low * high).sqrt();
+            let upper = sum_from(&self.heavy, middle);
+            if upper >= mass {
+                low = middle;
             } else {
-                sum += upper;
-                low += middle;
+                (high, sum) = (middle, upper);
             }
         }
-        self.candidates[low..high].sort_unstable_by(better_first);
-        for candidate in &self.candidates[low..high] {
+        self.collect_band(row, weights.as_slice(), low..high);
+        self.candidates.sort_unstable_by(better_first);
+        let mut cut = Cut::NONE;
+        for candidate in &self.candidates {
+            cut = Cut { value: candidate.logit, id: candidate.id };
             sum += f64::from(candidate.weight);
             if sum >= mass {
-                return Cut { value: candidate.logit, id: candidate.id };
+                break;
             }
         }
         cut
+    }
+
+    /// Collects the weights of at least `low`, without a branch for each.
+    fn collect_heavy(&mut self, weights: &[f32], low: f32) {
+        self.heavy.resize(weights.len(), 0.0);
+        let mut count = 0;
+        for &weight in weights {
+            self.heavy[count] = weight;
+            count += usize::from(weight >= low);
+        }
+        self.heavy.truncate(count);
+    }
+
+    /// Collects the tokens whose weight is in `band`.
+    fn collect_band(&mut self, row: &[f32], weights: &[f32], band: std::ops::Range<f32>) {
+        self.candidates.clear();
+        for (group, (weights, logits)) in weights.chunks(GROUP).zip(row.chunks(GROUP)).enumerate() {
+            if max(weights) < band.start {
+                continue;
+            }
+            let ids = (group * GROUP) as u32..;
+            for (id, (&weight, &logit)) in ids.zip(weights.iter().zip(logits)) {
+                if band.contains(&weight) {
+                    self.candidates.push(Candidate { logit, id, weight });
+                }
+            }
+        }
     }
 }

@@ -7,13 +7,16 @@ const GROUP: usize = 256;
 /// Independent accumulators of a loop.
 const LANES: usize = 8;
 
-/// Sums of the latest row, one per group of 256.
+/// Buffers of [`Weights`].
 #[derive(Debug, Default)]
 pub(crate) struct WeightScratch {
+    /// A weight per token `[vocab_size]`.
+    weights: Vec<f32>,
+    /// Their sums, one per group of 256.
     sums: Vec<f64>,
 }
 
-/// Unnormalised probabilities of a row.
+/// Unnormalised probabilities of a row: 1 for the best token, 0 for those that were cut off.
 #[derive(Debug)]
 pub(crate) struct Weights<'s> {
     max: f32,
@@ -28,7 +31,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = x.max(-87.0);
+    let clamped = if x > -87.0 { x } else { -87.0 };
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
@@ -70,84 +73,99 @@ pub(crate) fn all_finite(row: &[f32]) -> bool {
     lanes.iter().sum::<f32>() + rest.iter().map(|x| x * 0.0).sum::<f32>() == 0.0
 }
 
+fn sum(values: impl Iterator<Item = f32>) -> f64 {
+    values.map(f64::from).sum()
+}
+
+/// Sum of up to 256 weights: eight f32 lanes, then f64.
+fn group_sum(weights: &[f32]) -> f64 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, rest) = weights.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &weight) in lanes.iter_mut().zip(chunk) {
+            *lane += weight;
+        }
+    }
+    sum(lanes.iter().copied()) + sum(rest.iter().copied())
+}
+
+/// Sum of the weights of at least `lowest`.
+pub(crate) fn sum_from(weights: &[f32], lowest: f32) -> f64 {
+    let mut total = 0.0;
+    for weights in weights.chunks(GROUP) {
+        let mut lanes = [0.0f32; LANES];
+        let (chunks, rest) = weights.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, &weight) in lanes.iter_mut().zip(chunk) {
+                *lane += if weight >= lowest { weight } else { 0.0 };
+            }
+        }
+        total += sum(lanes.iter().copied());
+        total += sum(rest.iter().copied().filter(|&weight| weight >= lowest));
+    }
+    total
+}
+
 impl<'s> Weights<'s> {
-    /// Weights of a row whose largest logit is `max`.
+    /// Weights of a row whose largest logit is `max`. Call [`Self::fill`] before anything else.
     pub(crate) fn new(max: f32, temperature: f32, scratch: &'s mut WeightScratch) -> Self {
         Self { max, inverse_temperature: 1.0 / temperature.max(1e-6), scratch }
     }
 
-    /// The weight of a logit, 1 for the largest.
-    #[inline(always)]
-    pub(crate) fn of(&self, logit: f32) -> f32 {
-        exp((logit - self.max) * self.inverse_temperature)
-    }
-
-    /// The logit whose weight is `weight`.
-    pub(crate) fn logit_of(&self, weight: f64) -> f32 {
-        self.max + (weight.ln() / f64::from(self.inverse_temperature)) as f32
-    }
-
-    /// Sum of the weights that `cut` keeps; remembers the sums of groups for [`Self::draw`].
-    pub(crate) fn total(&mut self, row: &[f32], cut: Cut) -> f64 {
-        let mut sums = std::mem::take(&mut self.scratch.sums);
+    /// Computes the weights of the tokens that `cut` keeps, and returns their sum.
+    pub(crate) fn fill(&mut self, row: &[f32], cut: Cut) -> f64 {
+        let WeightScratch { weights, sums } = &mut *self.scratch;
+        weights.resize(row.len(), 0.0);
         sums.clear();
-        sums.extend(row.chunks(GROUP).enumerate().map(|(group, logits)| {
-            if cut.is_none() { self.group_sum(logits) } else { self.group_sum_kept(group, logits, cut) }
-        }));
-        self.scratch.sums = sums;
-        self.scratch.sums.iter().sum()
-    }
-
-    fn group_sum(&self, logits: &[f32]) -> f64 {
-        let mut lanes = [0.0f32; LANES];
-        let (chunks, rest) = logits.as_chunks::<LANES>();
-        for chunk in chunks {
-            for (lane, &x) in lanes.iter_mut().zip(chunk) {
-                *lane += self.of(x);
+        for (group, (weights, logits)) in weights.chunks_mut(GROUP).zip(row.chunks(GROUP)).enumerate() {
+            if max(logits) < cut.value {
+                weights.fill(0.0);
+                sums.push(0.0);
+                continue;
             }
-        }
-        lanes.iter().map(|&sum| f64::from(sum)).sum::<f64>()
-            + rest.iter().map(|&x| f64::from(self.of(x))).sum::<f64>()
-    }
-
-    fn group_sum_kept(&self, group: usize, logits: &[f32], cut: Cut) -> f64 {
-        if max(logits) < cut.value {
-            return 0.0;
-        }
-        let first = (group * GROUP) as u32;
-        let kept = (first..).zip(logits).filter(|&(id, &x)| cut.keeps(x, id));
-        kept.map(|(_, &x)| f64::from(self.of(x))).sum()
-    }
-
-    /// The token at share `at` (0 to 1) of the weights that `cut` keeps, in order of ids.
-    pub(crate) fn draw(mut self, row: &[f32], cut: Cut, at: f64) -> u32 {
-        let mut left = at * self.total(row, cut);
-        let mut group = 0;
-        let mut last_group = 0;
-        for (index, &sum) in self.scratch.sums.iter().enumerate() {
-            if sum > 0.0 {
-                last_group = index;
+            for (weight, &logit) in weights.iter_mut().zip(logits) {
+                *weight = exp((logit - self.max) * self.inverse_temperature);
             }
+            if !cut.is_none() {
+                let first = (group * GROUP) as u32;
+                for (id, (weight, &logit)) in (first..).zip(weights.iter_mut().zip(logits)) {
+                    *weight = if cut.keeps(logit, id) { *weight } else { 0.0 };
+                }
+            }
+            sums.push(group_sum(weights));
         }
+        sums.iter().sum()
+    }
+
+    /// The weights `[vocab_size]`.
+    pub(crate) fn as_slice(&self) -> &[f32] {
+        &self.scratch.weights
+    }
+
+    /// The token at share `at` (0 to 1) of all weights, in order of ids; `None` if there is no
+    /// weight at all.
+    pub(crate) fn draw(&self, at: f64) -> Option<u32> {
+        let WeightScratch { weights, sums } = &*self.scratch;
+        let mut left = at * sums.iter().sum::<f64>();
         // Rounding may carry `left` past the end: stay in the last group that has weight.
-        while group < last_group && left >= self.scratch.sums[group] {
-            left -= self.scratch.sums[group];
+        let last = sums.iter().rposition(|&sum| sum > 0.0)?;
+        let mut group = 0;
+        while group < last && left >= sums[group] {
+            left -= sums[group];
             group += 1;
         }
-        let first = group * GROUP;
         let mut chosen = None;
-        for (id, &logit) in (first as u32..).zip(row[first..].iter().take(GROUP)) {
-            let weight = if cut.keeps(logit, id) { f64::from(self.of(logit)) } else { 0.0 };
+        let first = group * GROUP;
+        for (id, &weight) in (first as u32..).zip(weights[first..].iter().take(GROUP)) {
             if weight > 0.0 {
                 chosen = Some(id);
-                left -= weight;
+                left -= f64::from(weight);
                 if left < 0.0 {
                     break;
                 }
             }
         }
-        // A group without weight is only reached if the whole row has none.
-        chosen.unwrap_or_else(|| super::select::argmax(row))
+        chosen
     }
 }
 
