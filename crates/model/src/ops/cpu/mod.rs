@@ -465,3 +465,6 @@ impl Ops for CpuOps {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
