@@ -19,6 +19,7 @@ Needs Python 3.9 and nothing else.
 
 import argparse
 import json
+import os
 import pathlib
 import shlex
 import socket
@@ -57,7 +58,7 @@ def locket_command(args, port, clients, context):
     return [
         args.locket, "serve", args.model, "--host", "127.0.0.1", "--port", str(port),
         "--threads", str(args.threads), "--max-model-len", str(context),
-        "--engine-max-running", str(clients), "--engine-queue-timeout-s", "3600",
+        "--cache-capacities", str(context), "--max-running", str(clients), "--queue-timeout-s", "3600",
         *shlex.split(args.locket_args),
     ]
     # fmt: on
@@ -201,6 +202,10 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     names = [args.only] if args.only else list(SERVERS)
     loads = wanted_loads(args.loads)
+    load_average = os.getloadavg()[0]
+    if load_average > 0.3:
+        print(f"warning: the machine is busy (load {load_average:.1f}): both servers will suffer, and", file=sys.stderr)
+        print("llama.cpp's spinning threads most; these figures compare nothing", file=sys.stderr)
     reports = {(name, load): [] for name in names for load in loads}
     for round_index in range(args.rounds):
         order = names if round_index % 2 == 0 else names[::-1]
@@ -224,7 +229,8 @@ def main():
     summary = {
         "date": any_report["date"],
         "machine": any_report["machine"],
-        "commit": output_of(["git", "rev-parse", "--short", "HEAD"]),
+        "commit": any_report["commit"],
+        "load_average_before": load_average,
         "llama_server": output_of([args.llama_server, "--version"]) if args.llama_server else None,
         "model": pathlib.Path(args.model).name,
         "threads": args.threads,

@@ -55,7 +55,7 @@ pub struct OfflineArgs {
     backend: Option<String>,
     /// Number type of the cache, as in `locket serve`.
     #[arg(long, requires = "offline")]
-    slot_type: Option<String>,
+    cache_dtype: Option<String>,
 }
 
 /// Decode steps that are not measured.
@@ -68,7 +68,7 @@ pub(super) struct Inputs {
     pub quantization: String,
     pub backend: String,
     pub threads: usize,
-    pub slot_type: &'static str,
+    pub cache_dtype: &'static str,
     pub context: u32,
     pub decode_steps: u32,
     pub prefill_repeats: u32,
@@ -213,7 +213,7 @@ pub(super) fn run(args: &OfflineArgs, model: Option<&Path>, seed: u64) -> anyhow
             quantization: checkpoint.quantization.clone(),
             backend: format!("{:?}", config.backend).to_lowercase(),
             threads: config.threads,
-            slot_type: config.cache.slot_type.name(),
+            cache_dtype: config.cache.slot_type.name(),
             context: args.context,
             decode_steps: args.decode_steps,
             prefill_repeats: args.prefill_repeats,
@@ -232,7 +232,7 @@ fn configuration(args: &OfflineArgs, model: Option<&Path>) -> anyhow::Result<Con
         ("model", model.map(|path| path.display().to_string())),
         ("threads", args.threads.map(|threads| threads.to_string())),
         ("backend", args.backend.clone()),
-        ("cache.slot-type", args.slot_type.clone()),
+        ("cache.dtype", args.cache_dtype.clone()),
     ];
     let given = flags.into_iter().filter_map(|(key, text)| Some((key, vec![text?]))).collect();
     let sources = Sources::of_process(SettingFlags { given, config: None })?;
@@ -351,7 +351,7 @@ impl std::fmt::Display for OfflineReport {
         writeln!(
             out,
             "{} ({}), backend {}, threads {} (0: all), slots {}; the model alone: no scheduler, sampler, HTTP",
-            inputs.model, inputs.quantization, inputs.backend, inputs.threads, inputs.slot_type
+            inputs.model, inputs.quantization, inputs.backend, inputs.threads, inputs.cache_dtype
         )?;
         writeln!(
             out,
