@@ -4,7 +4,10 @@
 
 use std::{borrow::Cow, path::Path};
 
-use locket_model::load::{Checkpoint, TokenizerSource};
+use locket_model::{
+    config::ModelConfig,
+    load::{Checkpoint, TokenizerSource},
+};
 use serde_json::{Map, Value};
 
 mod chat_template;
@@ -56,18 +59,30 @@ impl Processor {
     /// [`Error::Tokenizer`]: an unknown pre-tokenizer or kind, a broken vocabulary;
     /// [`Error::Template`]: a template that does not compile.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self, Error> {
-        let config = &checkpoint.config;
-        let tokenizer = Tokenizer::load(&checkpoint.tokenizer, config.vocab_size)?;
+        Self::new(&checkpoint.config, &checkpoint.tokenizer, checkpoint.chat_template.as_deref())
+    }
+
+    /// Builds a processor from a checkpoint's parts; of `config` the vocabulary's size and the start
+    /// and end tokens are used.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn new(
+        config: &ModelConfig,
+        source: &TokenizerSource,
+        chat_template: Option<&str>,
+    ) -> Result<Self, Error> {
+        let tokenizer = Tokenizer::load(source, config.vocab_size)?;
         let mut eos_token_ids = config.eos_token_ids.clone();
         let mut bos_token_id = config.bos_token_id;
-        if let TokenizerSource::Gguf(vocabulary) = &checkpoint.tokenizer {
+        if let TokenizerSource::Gguf(vocabulary) = source {
             bos_token_id = vocabulary.bos_token_id.or(bos_token_id);
             eos_token_ids.extend(vocabulary.eos_token_id.filter(|id| !config.eos_token_ids.contains(id)));
         }
         let mut processor = Self { tokenizer, chat_template: None, eos_token_ids, bos_token_id };
-        if let Some(source) = &checkpoint.chat_template {
-            let special_tokens = processor.special_tokens(&checkpoint.tokenizer);
-            processor.chat_template = Some(ChatTemplate::new(source, special_tokens)?);
+        if let Some(template) = chat_template {
+            let special_tokens = processor.special_tokens(source);
+            processor.chat_template = Some(ChatTemplate::new(template, special_tokens)?);
         }
         Ok(processor)
     }

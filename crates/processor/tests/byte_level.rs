@@ -3,9 +3,8 @@
 mod support;
 
 use locket_model::load::{GgufVocabulary, TokenizerSource};
-use locket_processor::Processor;
 use proptest::prelude::*;
-use support::{byte_level_vocabulary, checkpoint, joined, processor};
+use support::{byte_level_vocabulary, joined, load, processor};
 
 #[test]
 fn special_tokens_are_found_in_text_and_merges_are_applied() {
@@ -39,7 +38,7 @@ fn start_and_end_tokens_follow_the_file_then_the_kind() {
 #[test]
 fn a_model_smaller_than_its_tokenizer_refuses_the_surplus() {
     let source = TokenizerSource::Gguf(byte_level_vocabulary("smollm"));
-    let processor = Processor::load(&checkpoint(source, 262, None)).unwrap();
+    let processor = load(&source, 262, None).unwrap();
     assert_eq!(processor.vocab_size(), 262);
     assert!(processor.encode("hell", false).is_ok());
     let message = processor.encode("hello", false).unwrap_err().to_string();
@@ -50,7 +49,7 @@ fn a_model_smaller_than_its_tokenizer_refuses_the_surplus() {
 #[test]
 fn a_model_larger_than_its_tokenizer_has_empty_tokens() {
     let source = TokenizerSource::Gguf(byte_level_vocabulary("smollm"));
-    let processor = Processor::load(&checkpoint(source, 300, None)).unwrap();
+    let processor = load(&source, 300, None).unwrap();
     assert_eq!(processor.vocab_size(), 300);
     assert_eq!((processor.token_bytes(299), processor.token_text(299).as_ref()), (&b""[..], ""));
 }
@@ -85,7 +84,7 @@ fn broken_vocabularies_are_refused_by_name() {
         let mut vocabulary = byte_level_vocabulary("smollm");
         change(&mut vocabulary);
         let vocab_size = vocabulary.tokens.len();
-        let loaded = Processor::load(&checkpoint(TokenizerSource::Gguf(vocabulary), vocab_size, None));
+        let loaded = load(&TokenizerSource::Gguf(vocabulary), vocab_size, None);
         let message = loaded.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(message.contains(expected), "{expected}: {message}");
     }

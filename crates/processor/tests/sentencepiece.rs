@@ -3,10 +3,9 @@
 mod support;
 
 use locket_model::load::{GgufVocabulary, TokenizerSource};
-use locket_processor::Processor;
 use proptest::prelude::*;
 use serde_json::Value;
-use support::{checkpoint, joined, processor};
+use support::{joined, load, processor};
 
 fn golden() -> Value {
     serde_json::from_str(include_str!("../../../tests/golden/tokenizer/sentencepiece.json")).unwrap()
@@ -96,7 +95,7 @@ fn broken_vocabularies_are_refused_by_name() {
         let mut vocabulary = vocabulary();
         change(&mut vocabulary);
         let vocab_size = vocabulary.tokens.len();
-        let loaded = Processor::load(&checkpoint(TokenizerSource::Gguf(vocabulary), vocab_size, None));
+        let loaded = load(&TokenizerSource::Gguf(vocabulary), vocab_size, None);
         let message = loaded.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(message.contains(expected), "{expected}: {message}");
     }

@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf};
 use locket_model::load::TokenizerSource;
 use locket_processor::{ChatPrompt, Processor};
 use serde_json::{Value, json};
-use support::{checkpoint, joined};
+use support::{joined, load};
 
 const WORDS: [&str; 8] = ["<unk>", "<s>", "</s>", "<0x0A>", "▁", "a", "b", "▁ab"];
 
@@ -45,7 +45,7 @@ fn llama2() -> Value {
     })
 }
 
-fn load(
+fn load_json(
     json: &Value,
     config: Option<Value>,
 ) -> Result<(Processor, tempfile::TempDir), locket_processor::Error> {
@@ -56,13 +56,12 @@ fn load(
         fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     }
     let template = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}";
-    Processor::load(&checkpoint(TokenizerSource::Json(path), WORDS.len(), Some(template)))
-        .map(|p| (p, folder))
+    load(&TokenizerSource::Json(path), WORDS.len(), Some(template)).map(|p| (p, folder))
 }
 
 #[test]
 fn a_llama2_file_encodes_and_decodes() {
-    let (processor, _folder) = load(&llama2(), None).unwrap();
+    let (processor, _folder) = load_json(&llama2(), None).unwrap();
     assert_eq!(processor.encode("ab\n", false).unwrap(), [4, 5, 6, 3]);
     assert_eq!(processor.encode("ab\n", true).unwrap(), [1, 4, 5, 6, 3]);
     assert_eq!(joined(&processor, &[4, 5, 6, 3, 7]), " ab\n ab");
@@ -73,9 +72,9 @@ fn a_llama2_file_encodes_and_decodes() {
 #[test]
 fn template_variables_come_from_the_config_beside_it() {
     let config = json!({"eos_token": {"content": "<end>"}, "pad_token": "<pad>", "bos_token": null});
-    let (processor, _folder) = load(&llama2(), Some(config)).unwrap();
+    let (processor, _folder) = load_json(&llama2(), Some(config)).unwrap();
     assert_eq!(processor.render_chat(&ChatPrompt::default()).unwrap(), "<s>|<end>|<pad>");
-    let (processor, _folder) = load(&llama2(), None).unwrap();
+    let (processor, _folder) = load_json(&llama2(), None).unwrap();
     assert_eq!(processor.render_chat(&ChatPrompt::default()).unwrap(), "<s>|</s>|");
 }
 
@@ -87,7 +86,7 @@ fn byte_level_files_are_spelled_in_letters() {
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     json["decoder"] = json["pre_tokenizer"].clone();
     json["model"]["vocab"] = json!({"<unk>": 0, "<s>": 1, "</s>": 2, "Ġ": 3, "a": 4, "Ċ": 5, "Ã": 6, "©": 7});
-    let (processor, _folder) = load(&json, None).unwrap();
+    let (processor, _folder) = load_json(&json, None).unwrap();
     let ids = processor.encode("a é\n", false).unwrap();
     assert_eq!(ids, [4, 3, 6, 7, 5]);
     assert_eq!(joined(&processor, &ids), "a é\n");
@@ -108,10 +107,10 @@ fn other_files_are_refused() {
         (json!({"model": {}}), "tokenizer.json"),
         (json!("text"), "tokenizer.json"),
     ] {
-        let message = load(&json, None).err().map(|error| error.to_string()).unwrap_or_default();
+        let message = load_json(&json, None).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(message.contains(expected), "{expected}: {message}");
     }
     let missing = TokenizerSource::Json(PathBuf::from("absent/tokenizer.json"));
-    let message = Processor::load(&checkpoint(missing, 8, None)).err().unwrap().to_string();
+    let message = load(&missing, 8, None).err().unwrap().to_string();
     assert!(message.contains("cannot read absent/tokenizer.json"), "{message}");
 }

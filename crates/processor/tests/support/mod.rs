@@ -1,51 +1,45 @@
-//! Checkpoints for tests of the processor, without weights.
+//! Processors without weights, and a small vocabulary.
 #![allow(dead_code, reason = "each test file uses a part")]
-
-use std::path::PathBuf;
 
 use locket_model::{
     config::{ModelConfig, RopeConfig, RopeScaling, RopeStyle},
-    load::{Checkpoint, GenerationDefaults, GgufVocabulary, TokenizerSource},
+    load::{GgufVocabulary, TokenizerSource},
 };
-use locket_processor::Processor;
+use locket_processor::{Error, Processor};
 
-/// A checkpoint that has nothing but a tokenizer and a template.
-pub fn checkpoint(tokenizer: TokenizerSource, vocab_size: usize, chat_template: Option<&str>) -> Checkpoint {
-    Checkpoint {
-        path: PathBuf::new(),
-        config: ModelConfig {
-            architecture: "llama".into(),
-            vocab_size,
-            hidden_size: 8,
-            intermediate_size: 8,
-            num_layers: 1,
-            num_heads: 1,
-            num_kv_heads: 1,
-            head_dim: 8,
-            max_position: 64,
-            rms_norm_eps: 1e-5,
-            rope: RopeConfig {
-                theta: 10_000.0,
-                rotary_dim: 8,
-                style: RopeStyle::HalfSplit,
-                scaling: RopeScaling::None,
-            },
-            tie_embeddings: true,
-            qkv_bias: false,
-            output_bias: false,
-            mlp_bias: false,
-            qk_norm: false,
-            sliding_window: vec![None],
-            eos_token_ids: vec![2],
-            bos_token_id: Some(1),
+/// The geometry of a tiny model with `vocab_size` rows, start token 1 and end token 2.
+fn config(vocab_size: usize) -> ModelConfig {
+    ModelConfig {
+        architecture: "llama".into(),
+        vocab_size,
+        hidden_size: 8,
+        intermediate_size: 8,
+        num_layers: 1,
+        num_heads: 1,
+        num_kv_heads: 1,
+        head_dim: 8,
+        max_position: 64,
+        rms_norm_eps: 1e-5,
+        rope: RopeConfig {
+            theta: 10_000.0,
+            rotary_dim: 8,
+            style: RopeStyle::HalfSplit,
+            scaling: RopeScaling::None,
         },
-        tokenizer,
-        chat_template: chat_template.map(str::to_string),
-        generation: GenerationDefaults::default(),
-        quantization: String::new(),
-        weight_bytes: 0,
-        fingerprint: String::new(),
+        tie_embeddings: true,
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        sliding_window: vec![None],
+        eos_token_ids: vec![2],
+        bos_token_id: Some(1),
     }
+}
+
+/// Builds a processor for a model with `vocab_size` embedding rows.
+pub fn load(source: &TokenizerSource, vocab_size: usize, template: Option<&str>) -> Result<Processor, Error> {
+    Processor::new(&config(vocab_size), source, template)
 }
 
 /// The letters of the byte-level alphabet, by byte.
@@ -87,7 +81,7 @@ pub fn byte_level_vocabulary(pre: &str) -> GgufVocabulary {
 /// A processor of a GGUF vocabulary.
 pub fn processor(vocabulary: GgufVocabulary, chat_template: Option<&str>) -> Processor {
     let vocab_size = vocabulary.tokens.len();
-    Processor::load(&checkpoint(TokenizerSource::Gguf(vocabulary), vocab_size, chat_template)).unwrap()
+    load(&TokenizerSource::Gguf(vocabulary), vocab_size, chat_template).unwrap()
 }
 
 /// The text that the bytes of these tokens make.
