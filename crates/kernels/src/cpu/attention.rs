@@ -111,8 +111,11 @@ impl Attention {
     /// # Panics
     /// If the shape contradicts itself.
     pub fn new(shape: AttentionShape, threads: usize) -> Self {
-        assert!(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, "query heads per key/value head");
-        assert!(shape.head_dim > 0 && shape.head_dim % 8 == 0, "head_dim must be a multiple of 8");
+        assert!(
+            shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
+            "query heads per key/value head"
+        );
+        assert!(shape.head_dim > 0 && shape.head_dim.is_multiple_of(8), "head_dim must be a multiple of 8");
         let state = state_len(&shape);
         Self {
             shape,

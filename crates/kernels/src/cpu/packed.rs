@@ -99,7 +99,7 @@ impl PackedMatrix {
     /// # Errors
     /// See [`PackError`].
     pub fn pack(format: WeightFormat, bytes: &[u8], rows: usize, cols: usize) -> Result<Self, PackError> {
-        if format.is_quantized() && cols % QUANT_BLOCK != 0 {
+        if format.is_quantized() && !cols.is_multiple_of(QUANT_BLOCK) {
             return Err(PackError::Columns { cols });
         }
         let want = rows * format.row_bytes(cols);

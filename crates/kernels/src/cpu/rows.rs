@@ -225,7 +225,7 @@ pub fn rope(
     heads: usize,
 ) {
     let half = rope.rotary_dim / 2;
-    assert!(rope.rotary_dim % 2 == 0 && rope.rotary_dim <= rope.head_dim, "pairs lie in a head");
+    assert!(rope.rotary_dim.is_multiple_of(2) && rope.rotary_dim <= rope.head_dim, "pairs lie in a head");
     assert!(rows * half <= rope.cos.len().min(rope.sin.len()), "an angle per row and pair");
     assert!(heads * rope.head_dim <= stride && rows * stride <= data.len(), "heads lie in the rows");
     let data = Shared(data.as_mut_ptr());

@@ -62,9 +62,13 @@ impl Cache {
                 base += geometry.num_layers * layout.layer_len();
             }
         }
-        let mut memory = AlignedBuf::zeroed(base * number.bytes());
-        memory.touch_pages();
+        let memory = AlignedBuf::zeroed(base * number.bytes());
         Self { memory, number, blocks, scratch: FoldScratch::default(), num_layers: geometry.num_layers }
+    }
+
+    /// Writes to every page of the slots; until then the system hands them out as they are filled.
+    pub(super) fn touch_pages(&mut self) {
+        self.memory.touch_pages();
     }
 
     /// Bytes of slots and their positions.

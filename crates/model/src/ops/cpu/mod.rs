@@ -19,9 +19,7 @@ use self::{
     weight::{Form, Input},
 };
 use super::{Ops, OpsConfig, Reg, WeightSpec, rope};
-use crate::{
-    Batch, BlockId, Error, MemoryUse, ModelConfig, config::RopeStyle, kv_cache::CacheSettings,
-};
+use crate::{Batch, BlockId, Error, MemoryUse, ModelConfig, config::RopeStyle, kv_cache::CacheSettings};
 
 pub use self::weight::CpuWeight;
 
@@ -204,7 +202,10 @@ fn width_of(model: &ModelConfig, reg: Reg) -> usize {
 fn check_geometry(model: &ModelConfig) -> Result<(), Error> {
     let wrong = |field: &str, reason: String| Err(Error::Config { field: field.into(), reason });
     if model.head_dim == 0 || !model.head_dim.is_multiple_of(8) {
-        return wrong("head_dim", format!("{} is not a multiple of 8, as the CPU kernels ask", model.head_dim));
+        return wrong(
+            "head_dim",
+            format!("{} is not a multiple of 8, as the CPU kernels ask", model.head_dim),
+        );
     }
     if model.num_kv_heads == 0 || !model.num_heads.is_multiple_of(model.num_kv_heads) {
         let reason = format!("{} does not divide {} query heads", model.num_kv_heads, model.num_heads);
@@ -302,11 +303,12 @@ impl Ops for CpuOps {
         let matrix = weight.matrix()?;
         let mut out = self.take(dst);
         let source = &mut self.registers[src as usize];
-        if matrix.takes_int8() && !source.quant_is_current {
-            if let Some(quant) = &mut source.quant {
-                rows::quantize(&mut self.team, self.isa, step.rows, &source.data, quant);
-                source.quant_is_current = true;
-            }
+        if matrix.takes_int8()
+            && !source.quant_is_current
+            && let Some(quant) = &mut source.quant
+        {
+            rows::quantize(&mut self.team, self.isa, step.rows, &source.data, quant);
+            source.quant_is_current = true;
         }
         let input = Input { x: &source.data, quant: source.quant.as_ref(), rows: step.rows };
         let result = matrix.product(&mut self.team, self.isa, input, &mut out, &mut self.scratch);
@@ -399,15 +401,7 @@ impl Ops for CpuOps {
             .map_err(|error| Error::Device(error.to_string()))?;
         let quant = act.quant.as_mut().filter(|_| self.int8);
         let current = quant.is_some();
-        rows::silu_mul(
-            &mut self.team,
-            self.isa,
-            step.rows,
-            act.width,
-            &gate_up.data,
-            &mut act.data,
-            quant,
-        );
+        rows::silu_mul(&mut self.team, self.isa, step.rows, act.width, &gate_up.data, &mut act.data, quant);
         act.quant_is_current = current;
         Ok(())
     }
@@ -453,6 +447,10 @@ impl Ops for CpuOps {
 
     fn config(&self) -> &OpsConfig {
         &self.config
+    }
+
+    fn prefault(&mut self) {
+        self.cache.touch_pages();
     }
 
     fn memory(&self) -> MemoryUse {
