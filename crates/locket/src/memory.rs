@@ -191,23 +191,6 @@ fn settings(config: &Config, context: usize) -> CacheSettings {
     }
 }
 
-/// Takes `bytes` of memory, writes to every page and gives it back: where they are not to be had,
-/// the process fails now, by an error or by the system's hand, and not under load.
-///
-/// # Errors
-/// The allocator refuses.
-pub fn touch(bytes: u64) -> Result<(), std::collections::TryReserveError> {
-    const PAGE: usize = 4096;
-    let size = usize::try_from(bytes).unwrap_or(usize::MAX);
-    let mut memory: Vec<u8> = Vec::new();
-    memory.try_reserve_exact(size)?;
-    for page in memory.spare_capacity_mut().chunks_mut(PAGE) {
-        page[0].write(1);
-    }
-    std::hint::black_box(&memory);
-    Ok(())
-}
-
 /// Smallest block that is planned on its own.
 const SMALLEST: u32 = 256;
 /// Blocks are multiples of this many slots, so that attention's tiles start at whole tiles.
@@ -283,12 +266,6 @@ mod tests {
     fn asked_capacities_and_context() {
         let plan = plan("max-model-len = 1000\n[cache]\ncapacities = [5000, 300]\n", 2 << 30).unwrap();
         assert_eq!(sizes(&plan), [300, 1000]);
-    }
-
-    #[test]
-    fn touching_works_and_too_much_is_an_error() {
-        touch(1 << 20).unwrap();
-        assert!(touch(u64::MAX).is_err());
     }
 
     #[test]

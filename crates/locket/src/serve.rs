@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, value::about_bytes},
-    memory::{MemoryPlan, free_memory, touch},
+    config::Config,
+    memory::{MemoryPlan, free_memory},
     model_source::{self, LocalModel},
 };
 
@@ -35,10 +35,6 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let plan = MemoryPlan::make(config, &checkpoint, &free_memory())?;
     tracing::info!("model      {} ({})", local.path.display(), checkpoint.quantization);
     plan.describe().iter().for_each(|line| tracing::info!("{line}"));
-    if config.prefault {
-        let bytes = plan.total_bytes();
-        touch(bytes).with_context(|| format!("{} of memory cannot be had", about_bytes(bytes)))?;
-    }
     let processor = Arc::new(Processor::load(&checkpoint)?);
     let registry = prometheus::Registry::new();
     let (engine, thread) = start_engine(config, &checkpoint, &plan, &local, &registry)?;
@@ -63,12 +59,15 @@ fn start_engine(
     local: &LocalModel,
     registry: &prometheus::Registry,
 ) -> anyhow::Result<(EngineHandle, EngineThread)> {
-    let model = checkpoint.build(&BuildOptions {
+    let mut model = checkpoint.build(&BuildOptions {
         backend: config.backend,
         cache: plan.cache.clone(),
         max_batch_rows: config.engine.max_batch_rows,
         threads: config.threads,
     })?;
+    if config.prefault {
+        model.prefault();
+    }
     let engine = &config.engine;
     let settings = EngineConfig {
         max_batch_rows: engine.max_batch_rows,

@@ -63,6 +63,11 @@ pub trait Model: Send {
 
     /// Bytes held by weights, workspace and cache, for the memory plan and the metrics.
     fn memory(&self) -> MemoryUse;
+
+    /// Makes the system hand out all memory of the cache now, so that memory that it has promised
+    /// and does not have fails now and no step waits for a page. Nothing to do where that is so
+    /// from the start.
+    fn prefault(&mut self) {}
 }
 
 /// Where the bytes of a loaded model are.

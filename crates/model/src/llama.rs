@@ -139,4 +139,8 @@ where
     fn memory(&self) -> MemoryUse {
         self.ops.memory()
     }
+
+    fn prefault(&mut self) {
+        self.ops.prefault();
+    }
 }

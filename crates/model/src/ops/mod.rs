@@ -160,4 +160,7 @@ pub trait Ops {
 
     /// Bytes of weights prepared so far, workspace and cache.
     fn memory(&self) -> MemoryUse;
+
+    /// See [`Model::prefault`](crate::Model::prefault).
+    fn prefault(&mut self) {}
 }

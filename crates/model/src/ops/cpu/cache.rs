@@ -43,7 +43,7 @@ pub(super) struct Appended {
 }
 
 impl Cache {
-    /// Allocates the blocks of `plan` and touches every page.
+    /// Allocates the blocks of `plan`; see [`Self::touch_pages`].
     pub(super) fn new(plan: &CachePlan) -> Self {
         let geometry = plan.geometry;
         let number = match plan.slot_type {
