@@ -4,6 +4,8 @@
 //! knows no tensors. Every path and every layer is in [`router`]; the contract with clients is in
 //! `docs/api.md`.
 
+#![deny(missing_docs)]
+
 mod choice;
 pub mod config;
 pub mod error;

@@ -71,3 +71,25 @@ pub(crate) async fn show(State(state): State<AppState>) -> Result<Response, ApiE
     let content_type = format!("{TEXT_FORMAT}; charset=utf-8");
     Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_documented() {
+        let registry = Registry::new();
+        let metrics = HttpMetrics::register(&registry).expect("an empty registry");
+        metrics.count_request("/health", "GET", 200, 0.1);
+        metrics.count_error(ErrorKind::InvalidJson);
+        let families = registry.gather();
+        assert_eq!(families.len(), 3);
+        for family in families {
+            let entry = format!("| `{}` |", family.name());
+            assert!(
+                include_str!("../../../docs/metrics.md").contains(&entry),
+                "{entry} is not in docs/metrics.md"
+            );
+        }
+    }
+}
