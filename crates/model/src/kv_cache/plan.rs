@@ -202,8 +202,8 @@ fn does_not_fit(request: &PlanRequest, capacity: u32) -> Error {
     let slot = CachePlan::slot_bytes(request.geometry, request.slot_type);
     let possible = request.budget_bytes.checked_div(slot).unwrap_or(0);
     let narrower = match request.slot_type {
-        SlotType::F32 => "--kv-cache-dtype f16 (half the bytes)",
-        SlotType::F16 | SlotType::Bf16 => "a narrower --kv-cache-dtype, if it is not the narrowest already",
+        SlotType::F32 => "--cache-dtype f16 (half the bytes)",
+        SlotType::F16 | SlotType::Bf16 => "a narrower --cache-dtype, if it is not the narrowest already",
     };
     Error::Plan(format!(
         "one sequence of {capacity} slots needs {needed} bytes of cache ({slot} per token), but {} are \
@@ -276,7 +276,7 @@ mod tests {
             "191692800",
             "100000000",
             "--max-model-len (at most 4273",
-            "--kv-cache-dtype",
+            "--cache-dtype",
             "--memory-budget",
             "window",
         ] {
