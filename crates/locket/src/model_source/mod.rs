@@ -3,6 +3,7 @@
 mod default_model;
 #[cfg(feature = "hub")]
 mod hub;
+#[cfg(feature = "hub")]
 mod listing;
 mod progress;
 mod wheel;
@@ -23,6 +24,7 @@ pub enum SourceError {
     )]
     NotFound(String),
     /// A repository was asked for where the network may not be used, and it is not in the cache.
+    #[cfg(feature = "hub")]
     #[error(
         "{0} is not complete in the Hugging Face cache, and the network may not be used (offline = true)"
     )]
@@ -36,6 +38,7 @@ pub enum SourceError {
         reason: String,
     },
     /// A repository has nothing that can be served, or more than one thing.
+    #[cfg(feature = "hub")]
     #[error("{repository}: {reason}")]
     Choice {
         /// `org/name`.
