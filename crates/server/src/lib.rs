@@ -38,7 +38,7 @@ use tokio::net::TcpListener;
 use tower::Layer as _;
 use tower_http::{
     catch_panic::CatchPanicLayer,
-    cors::{AllowHeaders, AllowOrigin, CorsLayer},
+    cors::{AllowHeaders, AllowOrigin, CorsLayer, Vary},
     normalize_path::NormalizePathLayer,
 };
 
@@ -108,7 +108,7 @@ const NOT_IMPLEMENTED: [&str; 22] = [
 /// Nothing without configured origins.
 fn cors(config: &ServerConfig) -> CorsLayer {
     if config.cors_origins.is_empty() {
-        return CorsLayer::new();
+        return CorsLayer::new().vary(Vary::list([]));
     }
     let origins = if config.cors_origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()

@@ -231,6 +231,7 @@ async fn cors_is_off_until_origins_are_named() {
     };
     let off = TestServer::start().send(preflight()).await;
     assert!(!off.headers.contains_key("access-control-allow-origin"));
+    assert!(!off.headers.contains_key("vary"));
     let config = ServerConfig { cors_origins: vec!["https://a.example".into()], ..ServerConfig::default() };
     let on = TestServer::with(config, 8).send(preflight()).await;
     assert_eq!((on.status.as_u16(), on.header("access-control-allow-origin")), (200, "https://a.example"));
