@@ -1,4 +1,4 @@
-//! Speed of every CPU kernel on the shapes of SmolLM2-135M, best of several rounds, wall time.
+//! Speed of every CPU kernel on the shapes of SmolLM2-135M, wall time.
 //!
 //! Usage: `kernel_bench [threads]`, 0 or nothing for all cores.
 //!
@@ -22,18 +22,18 @@ use locket_kernels::cpu::{
 const LAYERS: usize = 30;
 const ROWS: [usize; 5] = [1, 4, 16, 64, 256];
 
-/// Seconds of the fastest of some rounds.
-fn fastest(mut round: impl FnMut()) -> f64 {
+/// Seconds of one call of `run(layer)`: the fastest fifth's slowest, so that neither a lucky cache
+/// nor other work on the machine decides. Layers are taken in turn, as a step does.
+fn fastest(layers: usize, mut run: impl FnMut(usize)) -> f64 {
     let start = Instant::now();
-    let mut best = f64::INFINITY;
-    let mut rounds = 0;
-    while rounds < 3 || start.elapsed().as_secs_f64() < 0.3 {
+    let mut times = Vec::new();
+    while times.len() < 2 * layers.max(5) || start.elapsed().as_secs_f64() < 0.3 {
         let start = Instant::now();
-        round();
-        best = best.min(start.elapsed().as_secs_f64());
-        rounds += 1;
+        run(times.len() % layers);
+        times.push(start.elapsed().as_secs_f64());
     }
-    best
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 5]
 }
 
 fn weights(format: WeightFormat, features: usize, cols: usize) -> PackedMatrix {
@@ -55,16 +55,14 @@ fn products(team: &mut Team, isa: Isa, name: &str, format: WeightFormat, feature
             quant
         });
         let mut out = vec![0.0; rows * features];
-        let seconds = fastest(|| {
-            for weight in &layers {
-                let x = quant.as_ref().map_or(Activations::F32(&x), Activations::Quant);
-                let destination = Destination { data: &mut out, stride: features, offset: 0 };
-                matmul(team, isa, weight, x, rows, None, destination);
-            }
+        let seconds = fastest(copies, |layer| {
+            let x = quant.as_ref().map_or(Activations::F32(&x), Activations::Quant);
+            let destination = Destination { data: &mut out, stride: features, offset: 0 };
+            matmul(team, isa, &layers[layer], x, rows, None, destination);
             black_box(&out);
         });
-        let bytes: usize = layers.iter().map(PackedMatrix::num_bytes).sum();
-        let macs = copies * rows * features * cols;
+        let bytes = layers[0].num_bytes();
+        let macs = rows * features * cols;
         print!(
             " | {rows:>3}: {:6.1} GMAC/s {:5.1} GB/s",
             macs as f64 / seconds / 1e9,
@@ -84,15 +82,14 @@ fn attention(team: &mut Team, isa: Isa, depth: usize, rows: usize) {
     let queries: Vec<f32> = (0..rows * 960).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect();
     let mut out = vec![0.0; rows * 576];
     let mut attention = Attention::new(shape, team.num_threads());
-    let seconds = fastest(|| {
-        for layer in 0..LAYERS {
+    let seconds = LAYERS as f64
+        * fastest(LAYERS, |layer| {
             let place = KvPlace { layout, base: layer * layout.layer_len() };
             let job = AttentionJob { place, first_row: 0, rows, slots_before: depth, id: 0 };
             let rows = AttentionRows { queries: &queries, query_stride: 960, out: &mut out };
             attention.run(team, isa, &memory, &[job], rows, None);
-        }
-        black_box(&out);
-    });
+            black_box(&out);
+        });
     let slots: usize = (0..rows).map(|row| depth + row + 1).sum();
     let macs = (LAYERS * 2 * slots * 576) as f64;
     println!(
@@ -108,14 +105,14 @@ fn row_operations(team: &mut Team, isa: Isa) {
         let norm = RmsNorm { weight: &weight, eps: 1e-5 };
         let (mut residual, mut x) = (vec![0.1; rows * 576], vec![0.5; rows * 576]);
         let mut quant = QuantRows::new(rows, 576);
-        let norm_seconds = fastest(|| {
+        let norm_seconds = fastest(1, |_| {
             x.fill(0.5);
             rows::add_rms_norm(team, isa, norm, rows, &mut residual, &mut x, Some(&mut quant));
         });
         let (gate_up, mut out) = (vec![0.5; rows * 3072], vec![0.0; rows * 1536]);
         let mut quant = QuantRows::new(rows, 1536);
         let silu_seconds =
-            fastest(|| rows::silu_mul(team, isa, rows, 1536, &gate_up, &mut out, Some(&mut quant)));
+            fastest(1, |_| rows::silu_mul(team, isa, rows, 1536, &gate_up, &mut out, Some(&mut quant)));
         println!(
             "rows             {rows:>3}: add_rms_norm + int8 {:7.2} us, silu_mul + int8 {:7.2} us",
             norm_seconds * 1e6,
@@ -131,7 +128,7 @@ fn main() {
     levels.reverse();
     for isa in levels {
         println!("{} with {} threads", isa.name(), team.num_threads());
-        let fork = fastest(|| (0..1000).for_each(|_| team.run(8, |_, task| _ = black_box(task))));
+        let fork = fastest(1, |_| (0..1000).for_each(|_| team.run(8, |_, task| _ = black_box(task))));
         println!("fork and join    {:.2} us", fork * 1e3);
         products(&mut team, isa, "qkv", WeightFormat::Q4_1, 960, 576);
         products(&mut team, isa, "output", WeightFormat::Q4_1, 576, 576);

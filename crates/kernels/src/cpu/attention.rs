@@ -100,7 +100,7 @@ struct Task {
 pub struct Attention {
     shape: AttentionShape,
     tasks: Vec<Task>,
-    /// Per thread: scaled queries, scores, partial and total states.
+    /// Per thread: scaled queries, scores, a widened tile, partial and total states.
     scratch: Vec<f32>,
     partials: Vec<f32>,
 }
@@ -230,7 +230,8 @@ fn state_len(shape: &AttentionShape) -> usize {
 }
 
 fn scratch_len(shape: &AttentionShape) -> usize {
-    TASK_QUERIES * (shape.head_dim + 2 * state_len(shape)) + PACK * TILE
+    let tile = TILE * (shape.head_dim + shape.head_dim.next_multiple_of(LANES));
+    TASK_QUERIES * (shape.head_dim + 2 * state_len(shape)) + PACK * TILE + tile
 }
 
 /// What all tasks share.
@@ -247,6 +248,9 @@ struct Call<'a> {
 
 /// A number type of slots.
 trait Number: Copy {
+    /// Whether widening costs something.
+    const NARROW: bool;
+
     /// # Safety
     /// 16 readable numbers at `p`.
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F;
@@ -260,6 +264,8 @@ struct Half(u16);
 struct Brain(u16);
 
 impl Number for f32 {
+    const NARROW: bool = false;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F {
         // SAFETY: the caller's promise.
@@ -268,6 +274,8 @@ impl Number for f32 {
 }
 
 impl Number for Half {
+    const NARROW: bool = true;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F {
         // SAFETY: the caller's promise.
@@ -276,6 +284,8 @@ impl Number for Half {
 }
 
 impl Number for Brain {
+    const NARROW: bool = true;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F {
         // SAFETY: the caller's promise.
@@ -313,11 +323,14 @@ fn attend<S: Simd, N: Number>(s: S, run: RunTask<'_, '_>, layer: impl Fn(&Aligne
     let RunTask { call, task, scratch } = run;
     let shape = call.shape;
     let job = &call.jobs[task.job as usize];
+    let (layout, head) = (&job.place.layout, task.head as usize);
     let dim = shape.head_dim;
     let state = state_len(&shape);
     let count = task.queries as usize;
     let (queries, scratch) = scratch.split_at_mut(TASK_QUERIES * dim);
     let (scores, scratch) = scratch.split_at_mut(PACK * TILE);
+    let (widened, scratch) = scratch.split_at_mut(TILE * (dim + layout.value_width()));
+    let scores = scores.as_mut_ptr();
     let (partial, total) = scratch.split_at_mut(TASK_QUERIES * state);
     let rows = TaskRows::new(call, &task);
     rows.scale_queries(call, &mut queries[..count * dim]);
@@ -333,28 +346,34 @@ fn attend<S: Simd, N: Number>(s: S, run: RunTask<'_, '_>, layer: impl Fn(&Aligne
             state.fill(0.0);
             state[0] = f32::NEG_INFINITY;
         }
-        for tile in (split * SPLIT..last_slot.min((split + 1) * SPLIT)).step_by(TILE) {
-            let tile = Tile { layer: layer(call.memory), start: tile, job, head: task.head as usize };
-            let mut first = 0;
-            while first < count {
-                let left = count - first;
-                // SAFETY: `Attention::run` has checked rows and slots; scratch has `count` queries
-                // and states and a pack of scores.
-                first += unsafe {
-                    let at = Pack {
-                        queries: queries.as_ptr().add(first * dim),
-                        states: states.as_mut_ptr().add(first * state),
-                        scores: scores.as_mut_ptr(),
-                        first,
+        for start in (split * SPLIT..last_slot.min((split + 1) * SPLIT)).step_by(TILE) {
+            let filled = TILE.min(last_slot - start);
+            // SAFETY: `Attention::run` has checked that the slots exist.
+            let (keys, values) = unsafe {
+                let layer = layer(call.memory);
+                (layer.add(layout.key(head, start)), layer.add(layout.value(head, start)))
+            };
+            let states = states.as_mut_ptr();
+            let work = PackWork { call, rows: &rows, count, queries: queries.as_ptr(), states, scores };
+            // SAFETY: as above; groups of 16 slots are padded to full; scratch has `count` queries
+            // and states, a pack of scores and a widened tile.
+            unsafe {
+                if count > PACK && N::NARROW {
+                    let wide_keys = widened.as_mut_ptr();
+                    let wide_values = wide_keys.add(TILE * dim);
+                    widen(s, keys, filled.next_multiple_of(LANES) * dim, wide_keys);
+                    widen(s, values, filled * layout.value_width(), wide_values);
+                    let tile = Tile {
+                        keys: wide_keys.cast_const(),
+                        values: wide_values.cast_const(),
+                        start,
+                        job,
+                        head,
                     };
-                    match left {
-                        6.. if S::WIDE => tile.attend::<S, 6>(s, call, &rows, at),
-                        4.. if S::WIDE => tile.attend::<S, 4>(s, call, &rows, at),
-                        3.. => tile.attend::<S, 3>(s, call, &rows, at),
-                        2 => tile.attend::<S, 2>(s, call, &rows, at),
-                        _ => tile.attend::<S, 1>(s, call, &rows, at),
-                    }
-                };
+                    tile.attend_all(s, work);
+                } else {
+                    Tile { keys, values, start, job, head }.attend_all(s, work);
+                }
             }
         }
         if i > 0 {
@@ -435,12 +454,27 @@ impl TaskRows {
     }
 }
 
-/// 64 slots of one head.
+/// 64 slots of one head, as stored or widened.
 struct Tile<'a, N> {
-    layer: *const N,
+    /// `[4, head_dim, 16]`.
+    keys: *const N,
+    /// `[64, value_width]`.
+    values: *const N,
+    /// The first slot.
     start: usize,
     job: &'a AttentionJob,
     head: usize,
+}
+
+/// All queries of a task, with their states.
+#[derive(Clone, Copy)]
+struct PackWork<'a, 'p> {
+    call: &'a Call<'p>,
+    rows: &'a TaskRows,
+    count: usize,
+    queries: *const f32,
+    states: *mut f32,
+    scores: *mut f32,
 }
 
 /// Some queries' scaled form, states and scores.
@@ -452,7 +486,62 @@ struct Pack {
     first: usize,
 }
 
+/// Widens a multiple of 16 numbers.
+///
+/// # Safety
+/// `count` numbers at `from` and room for them at `to`.
+#[inline(always)]
+unsafe fn widen<S: Simd, N: Number>(s: S, from: *const N, count: usize, to: *mut f32) {
+    for i in (0..count).step_by(LANES) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(to.add(i), N::load(s, from.add(i))) };
+    }
+}
+
+/// Asks for 64 numbers that will be needed soon.
+#[inline(always)]
+fn prefetch<N>(p: *const N) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..(64 * size_of::<N>()).div_ceil(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch of any address is allowed and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast::<i8>().wrapping_add(64 * line)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 impl<N: Number> Tile<'_, N> {
+    /// One step of the online softmax for all queries of a task, as many at a time as registers
+    /// can hold.
+    ///
+    /// # Safety
+    /// Slots, queries, states and scores exist.
+    #[inline(always)]
+    unsafe fn attend_all<S: Simd>(&self, s: S, work: PackWork<'_, '_>) {
+        let PackWork { call, rows, .. } = work;
+        let (dim, state) = (call.shape.head_dim, state_len(&call.shape));
+        let mut first = 0;
+        while first < work.count {
+            // SAFETY: the caller's promise.
+            first += unsafe {
+                let pack = Pack {
+                    queries: work.queries.add(first * dim),
+                    states: work.states.add(first * state),
+                    scores: work.scores,
+                    first,
+                };
+                match work.count - first {
+                    6.. if S::WIDE => self.attend::<S, 6>(s, call, rows, pack),
+                    4.. if S::WIDE => self.attend::<S, 4>(s, call, rows, pack),
+                    3.. => self.attend::<S, 3>(s, call, rows, pack),
+                    2 => self.attend::<S, 2>(s, call, rows, pack),
+                    _ => self.attend::<S, 1>(s, call, rows, pack),
+                }
+            };
+        }
+    }
+
     /// One step of the online softmax for `Q` queries; returns `Q`.
     ///
     /// # Safety
@@ -485,7 +574,7 @@ impl<N: Number> Tile<'_, N> {
         }
         // SAFETY: the caller's promise; groups of 16 slots are padded to full.
         unsafe {
-            let keys = self.layer.add(layout.key(self.head, self.start));
+            let keys = self.keys;
             let groups = filled.div_ceil(LANES);
             if S::WIDE && groups == TILE / LANES {
                 scores::<S, N, Q, { TILE / LANES }>(s, keys, dim, pack.queries, pack.scores);
@@ -510,12 +599,11 @@ impl<N: Number> Tile<'_, N> {
                 }
                 *rescale = soften(s, scores, pack.states.add(i * state));
             }
-            let values = self.layer.add(layout.value(self.head, self.start));
             let width = layout.value_width();
             let mut column = 0;
             let sums = pack.states.add(2 * LANES);
             while column < width {
-                let values = values.add(column);
+                let values = self.values.add(column);
                 let sums = sums.add(column);
                 let left = (width - column) / LANES;
                 let step =
@@ -548,6 +636,10 @@ unsafe fn scores<S: Simd, N: Number, const Q: usize, const G: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         for d in 0..dim {
+            if N::NARROW && G == TILE / LANES {
+                // The next tile follows; without this, memory is waited for.
+                prefetch(keys.wrapping_add(TILE * (dim + d)));
+            }
             let mut key = [s.splat(0.0); G];
             for (g, key) in key.iter_mut().enumerate() {
                 *key = N::load(s, keys.add((g * dim + d) * LANES));
@@ -631,6 +723,9 @@ impl<N: Number, const Q: usize> Weighted<'_, N, Q> {
                 }
             }
             for slot in 0..self.filled {
+                if N::NARROW && V == 4 {
+                    prefetch(self.values.wrapping_add((TILE + slot) * self.width));
+                }
                 let mut value = [s.splat(0.0); V];
                 for (v, value) in value.iter_mut().enumerate() {
                     *value = N::load(s, self.values.add(slot * self.width + v * LANES));

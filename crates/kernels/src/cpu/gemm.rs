@@ -17,8 +17,9 @@ use super::{
 /// Most rows that share one pass over a weight group.
 pub(super) const WIDEST: usize = 8;
 
-/// Bytes of activations that a panel may take: a share of the second-level cache.
-const PANEL_BYTES: usize = 192 << 10;
+/// Bytes of activations that a panel may take: a share of the second-level cache, small enough that
+/// the output lines of a panel, which a power-of-two stride maps to few sets, stay there too.
+const PANEL_BYTES: usize = 64 << 10;
 
 /// Multiply-adds below which a product is not worth another thread's attention (about 2 µs).
 const SERIAL_MACS: usize = 64 << 10;

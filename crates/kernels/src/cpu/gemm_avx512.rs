@@ -16,8 +16,9 @@ pub(super) const F16: Tiles<f32> = [dense::<8, 0>, dense::<4, 0>, dense::<2, 0>,
 pub(super) const BF16: Tiles<f32> = [dense::<8, 1>, dense::<4, 1>, dense::<2, 1>, dense::<1, 1>];
 pub(super) const F32: Tiles<f32> = [dense::<8, 2>, dense::<4, 2>, dense::<2, 2>, dense::<1, 2>];
 
-/// Bytes that one-row tiles, which wait for memory, ask for in advance.
-const AHEAD: usize = 2560;
+/// Bytes that are asked for in advance: the first pass over a group waits for memory. Into the
+/// second-level cache, which can wait for more lines at once than the first.
+const AHEAD: usize = 8192;
 
 /// Four activations in every lane.
 ///
@@ -69,10 +70,8 @@ unsafe fn q4<const C: usize>(
                 v[i] = _mm512_and_si512(bytes, low);
                 v[i + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
             }
-            if C == 1 {
-                for i in 0..5 {
-                    _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(AHEAD + 64 * i).cast());
-                }
+            for i in 0..5 {
+                _mm_prefetch::<_MM_HINT_T1>(block.wrapping_add(AHEAD + 64 * i).cast());
             }
             let scale = _mm512_cvtph_ps(_mm256_load_si256(block.add(256).cast()));
             let min = _mm512_cvtph_ps(_mm256_load_si256(block.add(288).cast()));
@@ -107,9 +106,7 @@ unsafe fn q8<const C: usize>(
             let mut v = [_mm512_setzero_si512(); 8];
             for (i, v) in v.iter_mut().enumerate() {
                 *v = _mm512_load_si512(block.add(64 * i).cast());
-                if C == 1 {
-                    _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(AHEAD + 64 * i).cast());
-                }
+                _mm_prefetch::<_MM_HINT_T1>(block.wrapping_add(AHEAD + 64 * i).cast());
             }
             let scale = _mm512_cvtph_ps(_mm256_load_si256(scales.add(32 * b).cast()));
             for (c, acc) in acc.iter_mut().enumerate() {
