@@ -63,6 +63,8 @@ impl Server {
             .arg("serve")
             .arg(model_path())
             .args(["--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", "0"])
+            // Several servers run beside each other in one test run.
+            .args(["--memory-budget", "1GiB"])
             .args(arguments)
             .env_remove("LOCKET_CONFIG")
             .env("LOCKET_LOG_FILTER", "warn")

@@ -1,6 +1,6 @@
 //! `locket serve`: model → engine → processor → server, and down again in reverse.
 
-use std::{io::Write as _, process::ExitCode, sync::Arc};
+use std::{io::Write as _, path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use locket_engine::{EngineConfig, EngineHandle, EngineThread};
@@ -38,7 +38,10 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let processor = Arc::new(Processor::load(&checkpoint)?);
     let registry = prometheus::Registry::new();
     let (engine, thread) = start_engine(config, &checkpoint, &plan, &local, &registry)?;
+    register_process_metrics(&registry)?;
     let settings = server_config(config, &checkpoint, &plan, &local);
+    // The weights live in the model now; this unmaps the file.
+    drop(checkpoint);
     let state = AppState::new(settings, engine, processor, registry)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
@@ -83,11 +86,28 @@ fn start_engine(
     Ok(locket_engine::start(model, settings, registry)?)
 }
 
+/// Resident memory, CPU time, open files and start time of this process.
+fn register_process_metrics(registry: &prometheus::Registry) -> anyhow::Result<()> {
+    let collector = prometheus::process_collector::ProcessCollector::for_self();
+    registry.register(Box::new(collector)).context("cannot register the process metrics")
+}
+
 /// The operator's names, else the model's own; never empty.
 fn served_names(config: &Config, local: &LocalModel) -> Vec<String> {
     match config.served_model_name.as_slice() {
         [] => vec![local.name.clone()],
         names => names.to_vec(),
+    }
+}
+
+/// What clients see as the model's origin: a repository's name as asked for, of a path its last part only.
+fn model_root(config: &Config, local: &LocalModel) -> String {
+    match &config.model {
+        Some(asked) if !Path::new(asked).exists() => asked.clone(),
+        Some(path) => Path::new(path)
+            .file_name()
+            .map_or_else(|| local.name.clone(), |name| name.to_string_lossy().into_owned()),
+        None => local.name.clone(),
     }
 }
 
@@ -101,7 +121,7 @@ fn server_config(
     let largest_block = plan.cache.classes.iter().map(|class| class.capacity).max().unwrap_or(0);
     ServerConfig {
         served_model_names: served_names(config, local),
-        model_root: config.model.clone().unwrap_or_else(|| local.name.clone()),
+        model_root: model_root(config, local),
         max_model_len: u32::try_from(plan.context).unwrap_or(u32::MAX),
         default_max_tokens: api.default_max_tokens,
         max_body_bytes: api.max_body_bytes,
@@ -118,7 +138,7 @@ fn server_config(
         },
         generation: checkpoint.generation,
         version: crate::VERSION.into(),
-        fingerprint: checkpoint.fingerprint.clone(),
+        fingerprint: format!("{}-{}-{:?}", checkpoint.fingerprint, checkpoint.quantization, config.backend),
         ..ServerConfig::default()
     }
 }

@@ -261,7 +261,7 @@ pub static SETTINGS: &[Setting] = &[
         "max-body-bytes",
         Group::Api,
         Kind::Bytes { min: 1_024 },
-        Preset::Value("4MiB"),
+        Preset::Value("32MiB"),
         "Largest request body; larger ones get 413 before they are read.",
     ),
     setting(
@@ -275,7 +275,7 @@ pub static SETTINGS: &[Setting] = &[
         "default-max-tokens",
         Group::Api,
         Kind::Integer { min: 1, max: 1 << 24, unit: "tokens" },
-        Preset::Value("1024"),
+        Preset::Value("4096"),
         "Longest answer where a chat request names no limit. With method full a sequence's block must hold prompt \
          and answer, so a smaller one lets more sequences run at once.",
     ),
