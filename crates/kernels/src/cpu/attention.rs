@@ -503,9 +503,9 @@ unsafe fn widen<S: Simd, N: Number>(s: S, from: *const N, count: usize, to: *mut
 fn prefetch<N>(p: *const N) {
     #[cfg(target_arch = "x86_64")]
     for line in 0..(64 * size_of::<N>()).div_ceil(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch of any address is allowed and never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast::<i8>().wrapping_add(64 * line)) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast::<i8>().wrapping_add(64 * line)) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
