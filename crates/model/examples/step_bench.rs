@@ -2,8 +2,8 @@
 //!
 //! Usage: `step_bench MODEL [threads]`. Floors for SmolLM2-135M in Q4_1 (106 M multiply-adds of
 //! Q4_1 and, per sample row, 28 M of Q8_0): one row reads 96 MB, 2.4 ms at 40 GB/s; a prefill row
-//! takes 0.35 ms at 300 GMAC/s, and its attention 69,120 multiply-adds per slot more (0.9 ms at
-//! depth 4,000 and 300 GMAC/s).
+//! takes 0.35 ms at 300 GMAC/s, and its attention 34,560 multiply-adds in f32 per slot more (1.3 ms
+//! at depth 4,000 and 110 GMAC/s).
 
 use std::{path::Path, time::Instant};
 
