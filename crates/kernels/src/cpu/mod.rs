@@ -17,6 +17,7 @@ mod packed;
 mod quant;
 pub mod rows;
 mod simd;
+mod simd_x86;
 mod team;
 
 pub use buffer::AlignedBuf;

@@ -1,0 +1,250 @@
+//! Attention of query rows over the slots of one block and layer.
+//!
+//! Softmax is computed online (FlashAttention, arXiv 2205.14135) over tiles of 64 slots that start
+//! at fixed slot indices; every 256 slots a new partial result starts, and partial results are
+//! merged in order (as in FlashDecoding). A query's arithmetic depends on its own slots alone: not
+//! on the rows that share a tile, on chunking, or on which thread computes a part. So decode may
+//! split a long sequence among threads while prefill does not, and both give the same bits.
+//! Queries are scaled by `log2(e)` as well, so that exponentials are powers of two.
+
+mod task;
+mod tile;
+
+use self::task::{MergeSplits, RunTask};
+use super::{
+    AlignedBuf, Isa, Shared, Team,
+    kv::{KvPlace, SlotNumber},
+    simd::LANES,
+};
+
+/// Slots that share one step of the online softmax.
+const TILE: usize = 64;
+/// Slots of one partial result.
+const SPLIT: usize = 256;
+/// Queries (rows times heads of one key/value head) of one task.
+const TASK_QUERIES: usize = 48;
+/// Queries that share the registers of one pass over a tile.
+const PACK: usize = 6;
+/// Partial results of split sequences, all tasks of one call.
+const MAX_PARTIALS: usize = 4096;
+
+/// Geometry, the same for all layers but the window.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Dimensions of a head; a multiple of 8.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Number type of the slots.
+    pub number: SlotNumber,
+}
+
+/// Consecutive rows of one sequence, whose keys and values are in the slots already.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionJob {
+    /// The layer's keys and values.
+    pub place: KvPlace,
+    /// First row.
+    pub first_row: usize,
+    /// Rows; row `i` of them sees slots `0..slots_before + i + 1`.
+    pub rows: usize,
+    /// Slots filled before the first row's.
+    pub slots_before: usize,
+    /// Handed to the [`SlotPositions`] of a window.
+    pub id: usize,
+}
+
+/// Where a sliding window looks up which position is in which slot.
+pub trait SlotPositions: Sync {
+    /// Positions `[kv_heads, stride]` of a job's slots, and their stride, by [`AttentionJob::id`].
+    fn slot_positions(&self, job_id: usize) -> (&[u32], usize);
+}
+
+/// A sliding window: a row sees the slots of the latest `size` positions, its own included.
+#[derive(Clone, Copy)]
+pub struct Window<'a> {
+    /// Positions that a row sees.
+    pub size: u32,
+    /// Position of every row.
+    pub row_positions: &'a [u32],
+    /// Position of every slot.
+    pub slots: &'a dyn SlotPositions,
+}
+
+/// The query rows and where their results go.
+#[derive(Debug)]
+pub struct AttentionRows<'a> {
+    /// `[rows, query_stride]`, queries `[heads, head_dim]` first in each row.
+    pub queries: &'a [f32],
+    /// Numbers from one row of queries to the next.
+    pub query_stride: usize,
+    /// `[rows, heads * head_dim]`.
+    pub out: &'a mut [f32],
+}
+
+/// What one call of a task covers.
+#[derive(Debug, Clone, Copy)]
+struct Task {
+    job: u32,
+    head: u32,
+    first_query: u32,
+    queries: u32,
+    /// One split, whose result goes to partial results from `partial`; or all of them.
+    split: Option<u32>,
+    partial: u32,
+}
+
+/// Attention with its scratch memory. Calls allocate nothing once the largest batch was seen.
+#[derive(Debug)]
+pub struct Attention {
+    shape: AttentionShape,
+    tasks: Vec<Task>,
+    /// Per thread: scaled queries, scores, a widened tile, partial and total states.
+    scratch: Vec<f32>,
+    partials: Vec<f32>,
+}
+
+impl Attention {
+    /// Scratch for a team of `threads`.
+    ///
+    /// # Panics
+    /// If the shape contradicts itself.
+    pub fn new(shape: AttentionShape, threads: usize) -> Self {
+        assert!(
+            shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
+            "query heads per key/value head"
+        );
+        assert!(shape.head_dim > 0 && shape.head_dim.is_multiple_of(8), "head_dim must be a multiple of 8");
+        let state = state_len(&shape);
+        Self {
+            shape,
+            tasks: Vec::with_capacity(1024),
+            scratch: vec![0.0; threads * scratch_len(&shape)],
+            partials: vec![0.0; MAX_PARTIALS * state],
+        }
+    }
+
+    /// Bytes held.
+    pub fn num_bytes(&self) -> usize {
+        size_of_val(self.scratch.as_slice()) + size_of_val(self.partials.as_slice())
+    }
+
+    /// Attends all rows of `jobs`. `window` is `None` for full attention.
+    ///
+    /// # Panics
+    /// If rows or slots do not exist, or the team is larger than promised.
+    pub fn run(
+        &mut self,
+        team: &mut Team,
+        isa: Isa,
+        memory: &AlignedBuf,
+        jobs: &[AttentionJob],
+        rows: AttentionRows<'_>,
+        window: Option<Window<'_>>,
+    ) {
+        let shape = self.shape;
+        let q_dim = shape.heads * shape.head_dim;
+        assert!(self.scratch.len() >= team.num_threads() * scratch_len(&shape), "scratch per thread");
+        let numbers = memory.num_bytes() / shape.number.bytes();
+        for job in jobs {
+            let last_row = job.first_row + job.rows;
+            assert!(job.slots_before + job.rows <= job.place.layout.slots(), "slots of a job exist");
+            assert!(job.place.base + job.place.layout.layer_len() <= numbers, "the layer exists");
+            assert!(q_dim <= rows.query_stride, "queries lie in a row");
+            assert!(last_row * rows.query_stride <= rows.queries.len(), "query rows exist");
+            assert!(last_row * q_dim <= rows.out.len(), "output rows exist");
+            if let Some(window) = &window {
+                let (positions, stride) = window.slots.slot_positions(job.id);
+                let filled = (shape.kv_heads - 1) * stride + job.slots_before + job.rows;
+                assert!(positions.len() >= filled, "a position per slot");
+                assert!(window.row_positions.len() >= last_row, "a position per row");
+            }
+        }
+        self.plan(team.num_threads(), jobs);
+        let call = Call {
+            shape,
+            memory,
+            jobs,
+            queries: rows.queries,
+            query_stride: rows.query_stride,
+            out: Shared(rows.out.as_mut_ptr()),
+            partials: Shared(self.partials.as_mut_ptr()),
+            window,
+        };
+        let scratch = Shared(self.scratch.as_mut_ptr());
+        let tasks = &self.tasks;
+        team.run(tasks.len(), |thread, task| {
+            // SAFETY: each thread has its own part.
+            let scratch = unsafe { scratch.slice(thread * scratch_len(&shape), scratch_len(&shape)) };
+            isa.run(RunTask { call: &call, task: tasks[task], scratch });
+        });
+        isa.run(MergeSplits { call: &call, tasks });
+    }
+
+    /// Lists the tasks. Sequences are split only if there are too few tasks otherwise.
+    fn plan(&mut self, threads: usize, jobs: &[AttentionJob]) {
+        self.tasks.clear();
+        let group = self.shape.heads / self.shape.kv_heads;
+        let whole: usize =
+            jobs.iter().map(|job| self.shape.kv_heads * (job.rows * group).div_ceil(TASK_QUERIES)).sum();
+        let mut partial = 0;
+        // Tasks of late rows are the longest: they go first.
+        for (job_idx, job) in jobs.iter().enumerate().rev() {
+            let queries = job.rows * group;
+            let splits = (job.slots_before + job.rows).div_ceil(SPLIT);
+            for head in 0..self.shape.kv_heads {
+                let task = |first_query: usize, queries: usize| Task {
+                    job: job_idx as u32,
+                    head: head as u32,
+                    first_query: first_query as u32,
+                    queries: queries as u32,
+                    split: None,
+                    partial: 0,
+                };
+                let split = threads > 1
+                    && whole < 4 * threads
+                    && splits > 1
+                    && queries <= TASK_QUERIES
+                    && partial + splits * queries <= MAX_PARTIALS;
+                if split {
+                    for split in 0..splits {
+                        let part =
+                            Task { split: Some(split as u32), partial: partial as u32, ..task(0, queries) };
+                        self.tasks.push(part);
+                        partial += queries;
+                    }
+                } else {
+                    for first in (0..queries).step_by(TASK_QUERIES).rev() {
+                        self.tasks.push(task(first, TASK_QUERIES.min(queries - first)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A state: maximum, 15 unused, 16 partial sums, `value_width` weighted values.
+fn state_len(shape: &AttentionShape) -> usize {
+    2 * LANES + shape.head_dim.next_multiple_of(LANES)
+}
+
+fn scratch_len(shape: &AttentionShape) -> usize {
+    let tile = TILE * (shape.head_dim + shape.head_dim.next_multiple_of(LANES));
+    TASK_QUERIES * (shape.head_dim + 2 * state_len(shape)) + PACK * TILE + tile
+}
+
+/// What all tasks share.
+struct Call<'a> {
+    shape: AttentionShape,
+    memory: &'a AlignedBuf,
+    jobs: &'a [AttentionJob],
+    queries: &'a [f32],
+    query_stride: usize,
+    out: Shared<f32>,
+    partials: Shared<f32>,
+    window: Option<Window<'a>>,
+}
