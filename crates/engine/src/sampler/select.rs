@@ -1,5 +1,7 @@
 //! The best tokens of a row without sorting it.
 
+use std::cmp::Ordering;
+
 use super::weights::{Weights, max, sum_from};
 
 /// Logits whose maximum is looked at first.
@@ -49,8 +51,9 @@ pub(crate) struct Candidate {
     weight: f32,
 }
 
-fn better_first(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
+/// The order of [`Cut`]. Not `total_cmp`: 0 and -0 are equal here as they are there.
+fn better_first(a: &Candidate, b: &Candidate) -> Ordering {
+    b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
 }
 
 /// Buffers of selections.
@@ -59,7 +62,7 @@ pub(crate) struct SelectScratch {
     maxima: Vec<f32>,
     sorted_maxima: Vec<f32>,
     candidates: Vec<Candidate>,
-    /// Weights that may belong to a nucleus.
+    /// Weights among which a nucleus may end.
     heavy: Vec<f32>,
 }
 
@@ -125,16 +128,20 @@ impl SelectScratch {
     pub(crate) fn nucleus(&mut self, row: &[f32], weights: &Weights<'_>, mass: f64, total: f64) -> Cut {
         // Tokens lighter than this add up to less than what may be left out, however many.
         let mut low = ((total - mass) / row.len() as f64 * 0.999).max(f64::from(f32::MIN_POSITIVE)) as f32;
-        self.collect_heavy(weights.as_slice(), low);
+        self.heavy.clear();
+        self.heavy.extend_from_slice(weights.as_slice());
+        self.retain_heavy(|weight| weight >= low);
         // No weight exceeds 1, so nothing is at or above this.
         let (mut high, mut sum) = (1.0f32.next_up(), 0.0);
         for _ in 0..NUCLEUS_HALVINGS {
             let middle = (low * high).sqrt();
-            let upper = sum_from(&self.heavy, middle);
+            let upper = sum + sum_from(&self.heavy, middle);
             if upper >= mass {
                 low = middle;
+                self.retain_heavy(|weight| weight >= middle);
             } else {
                 (high, sum) = (middle, upper);
+                self.retain_heavy(|weight| weight < middle);
             }
         }
         self.collect_band(row, weights.as_slice(), low..high);
@@ -150,13 +157,13 @@ impl SelectScratch {
         cut
     }
 
-    /// Collects the weights of at least `low`, without a branch for each.
-    fn collect_heavy(&mut self, weights: &[f32], low: f32) {
-        self.heavy.resize(weights.len(), 0.0);
+    /// Drops weights in place, without a branch for each.
+    fn retain_heavy(&mut self, keep: impl Fn(f32) -> bool) {
         let mut count = 0;
-        for &weight in weights {
+        for at in 0..self.heavy.len() {
+            let weight = self.heavy[at];
             self.heavy[count] = weight;
-            count += usize::from(weight >= low);
+            count += usize::from(keep(weight));
         }
         self.heavy.truncate(count);
     }

@@ -37,7 +37,7 @@ fn row(len: usize, seed: u64) -> Vec<f32> {
 fn slow_distribution(row: &[f32], params: &SamplingParams) -> Vec<(u32, f64)> {
     let mut tokens: Vec<(u32, f64)> =
         (0..).zip(row).filter(|(_, x)| x.is_finite()).map(|(id, &x)| (id, f64::from(x))).collect();
-    tokens.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    tokens.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
     let max = tokens[0].1;
     for token in &mut tokens {
         token.1 = ((token.1 - max) / f64::from(params.temperature)).exp();
@@ -71,7 +71,7 @@ fn distribution(row: &[f32], params: &SamplingParams) -> Vec<(u32, f64)> {
         .filter(|&(id, &x)| x.is_finite() && cut.keeps(x, id))
         .map(|(id, _)| (id, f64::from(weights.as_slice()[id as usize])))
         .collect();
-    tokens.sort_by(|a, b| row[b.0 as usize].total_cmp(&row[a.0 as usize]).then(a.0.cmp(&b.0)));
+    tokens.sort_by(|a, b| row[b.0 as usize].partial_cmp(&row[a.0 as usize]).unwrap().then(a.0.cmp(&b.0)));
     let total: f64 = tokens.iter().map(|token| token.1).sum();
     tokens.iter().map(|&(id, weight)| (id, weight / total)).collect()
 }
@@ -134,7 +134,7 @@ proptest! {
         };
         prop_assert!((f64::from(own.unwrap()) - exact(row[id as usize])).abs() < 1e-5);
         let mut sorted: Vec<u32> = (0..len as u32).collect();
-        sorted.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
+        sorted.sort_by(|&a, &b| row[b as usize].partial_cmp(&row[a as usize]).unwrap().then(a.cmp(&b)));
         sorted.truncate(count);
         prop_assert_eq!(top.iter().map(|token| token.id).collect::<Vec<_>>(), sorted);
         for TokenLogprob { id, logprob } in top {
@@ -152,6 +152,13 @@ fn sample_one(raw: &[f32], params: SamplingParams, output: &[u32]) -> u32 {
 
 fn greedy() -> SamplingParams {
     SamplingParams { temperature: 0.0, ..SamplingParams::default() }
+}
+
+#[test]
+fn zero_and_minus_zero_are_a_tie() {
+    let params = SamplingParams { top_k: 2, ..SamplingParams::default() };
+    let kept = distribution(&[-0.0, 0.0, -0.0, 0.0, -1.0], &params);
+    assert_eq!(kept.iter().map(|token| token.0).collect::<Vec<_>>(), [0, 1]);
 }
 
 #[test]
