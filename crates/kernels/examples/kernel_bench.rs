@@ -114,7 +114,7 @@ fn row_operations(team: &mut Team, isa: Isa) {
         let silu_seconds =
             fastest(1, |_| rows::silu_mul(team, isa, rows, 1536, &gate_up, &mut out, Some(&mut quant)));
         println!(
-            "rows             {rows:>3}: add_rms_norm + int8 {:7.2} us, silu_mul + int8 {:7.2} us",
+            "rows             {rows:>3}: add_rms_norm + rounding {:7.2} us, silu_mul + rounding {:7.2} us",
             norm_seconds * 1e6,
             silu_seconds * 1e6
         );

@@ -58,7 +58,7 @@ proptest! {
     }
 
     #[test]
-    fn fused_int8_is_separate_int8(seed: u64, rows in 1usize..9, blocks in 1usize..9) {
+    fn fused_rounding_is_separate_rounding(seed: u64, rows in 1usize..9, blocks in 1usize..9) {
         let mut rng = StdRng::seed_from_u64(seed);
         let width = 32 * blocks;
         let (weight, x) = (numbers(&mut rng, width), numbers(&mut rng, rows * width * 2));

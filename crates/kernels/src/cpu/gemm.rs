@@ -80,7 +80,7 @@ pub fn matmul(
             job.run(team, &tiles, x.blocks().as_ptr(), x.blocks_per_row(), x.blocks_per_row());
         }
         Activations::F32(x) => {
-            assert!(!weight.is_quantized(), "quantised weights take int8 activations");
+            assert!(!weight.is_quantized(), "quantised weights take 16-bit activations");
             assert!(rows * weight.cols() <= x.len(), "input rows");
             let tiles = dense_tiles(isa, weight.layout());
             job.run(team, &tiles, x.as_ptr(), weight.cols(), weight.cols());
@@ -231,8 +231,8 @@ unsafe fn q4_scalar<const C: usize>(
                 for k in 0..16 {
                     // SAFETY: within the block's 256 bytes of nibbles.
                     let byte = unsafe { *block.add(k / 4 * 64 + lane * 4 + k % 4) };
-                    dot += i32::from(byte & 15) * i32::from(y.q[k]);
-                    dot += i32::from(byte >> 4) * i32::from(y.q[k + 16]);
+                    dot += i32::from(byte & 15) * y.q(k);
+                    dot += i32::from(byte >> 4) * y.q(k + 16);
                 }
                 // SAFETY: scales and minima follow the nibbles.
                 let (scale, min) = unsafe { (half_at(block.add(256), lane), half_at(block.add(288), lane)) };
@@ -262,7 +262,7 @@ unsafe fn q8_scalar<const C: usize>(
                 for k in 0..32 {
                     // SAFETY: within the block's 512 bytes.
                     let byte = unsafe { *block.add(k / 4 * 64 + lane * 4 + k % 4) };
-                    dot += i32::from(byte) * i32::from(y.q[k]);
+                    dot += i32::from(byte) * y.q(k);
                 }
                 // SAFETY: scales follow the last block.
                 let scale = unsafe { half_at(w.add(depth * Q8_BLOCK_BYTES), b * LANES + lane) };

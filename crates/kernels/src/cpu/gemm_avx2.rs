@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use super::{
     gemm::Tiles,
     packed::{Q4_BLOCK_BYTES, Q8_BLOCK_BYTES},
-    quant::ActBlock,
+    quant::{ActBlock, DIGIT_BASE},
     simd::LANES,
 };
 
@@ -57,8 +57,9 @@ unsafe fn q4<const C: usize>(
     // SAFETY: a group has `depth` blocks of 320 bytes at a multiple of 64, each of the C rows
     // `depth` blocks; `out` has C rows.
     unsafe {
-        let low = _mm256_set1_epi8(15);
+        let nibble = _mm256_set1_epi8(15);
         let ones = _mm256_set1_epi16(1);
+        let base = _mm256_set1_epi16(DIGIT_BASE as i16);
         for half in 0..2 {
             let mut acc = [_mm256_setzero_ps(); C];
             for b in 0..depth {
@@ -66,20 +67,23 @@ unsafe fn q4<const C: usize>(
                 let mut v = [_mm256_setzero_si256(); 8];
                 for i in 0..4 {
                     let bytes = _mm256_load_si256(block.add(64 * i + 32 * half).cast());
-                    v[i] = _mm256_and_si256(bytes, low);
-                    v[i + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low);
+                    v[i] = _mm256_and_si256(bytes, nibble);
+                    v[i + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble);
                 }
                 let scale = _mm256_cvtph_ps(_mm_load_si128(block.add(256 + 16 * half).cast()));
                 let min = _mm256_cvtph_ps(_mm_load_si128(block.add(288 + 16 * half).cast()));
                 for (c, acc) in acc.iter_mut().enumerate() {
                     let y = &*x.add(c * x_stride + b);
-                    let q = y.q.as_ptr();
+                    let (high, low) = (y.high.as_ptr(), y.low.as_ptr());
                     // |sum| <= 8 * 2 * 15 * 127 = 30480: sixteen bits are enough.
-                    let mut dot = _mm256_maddubs_epi16(v[0], quad(q, 0));
+                    let mut a = _mm256_maddubs_epi16(v[0], quad(high, 0));
+                    let mut b = _mm256_maddubs_epi16(v[0], quad(low, 0));
                     for (i, v) in v.iter().enumerate().skip(1) {
-                        dot = _mm256_add_epi16(dot, _mm256_maddubs_epi16(*v, quad(q, i)));
+                        a = _mm256_add_epi16(a, _mm256_maddubs_epi16(*v, quad(high, i)));
+                        b = _mm256_add_epi16(b, _mm256_maddubs_epi16(*v, quad(low, i)));
                     }
-                    let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(dot, ones));
+                    let a = _mm256_madd_epi16(a, base);
+                    let dot = _mm256_cvtepi32_ps(_mm256_add_epi32(a, _mm256_madd_epi16(b, ones)));
                     *acc = _mm256_fmadd_ps(dot, _mm256_mul_ps(scale, _mm256_set1_ps(y.scale)), *acc);
                     *acc = _mm256_fmadd_ps(min, _mm256_set1_ps(y.scaled_sum), *acc);
                 }
@@ -104,6 +108,7 @@ unsafe fn q8<const C: usize>(
     unsafe {
         let sign = _mm256_set1_epi8(-128);
         let ones = _mm256_set1_epi16(1);
+        let base = _mm256_set1_epi16(DIGIT_BASE as i16);
         let scales = w.add(depth * Q8_BLOCK_BYTES);
         for half in 0..2 {
             let mut acc = [_mm256_setzero_ps(); C];
@@ -114,10 +119,13 @@ unsafe fn q8<const C: usize>(
                     let v = _mm256_xor_si256(_mm256_load_si256(block.add(64 * i).cast()), sign);
                     let magnitude = _mm256_abs_epi8(v);
                     for (c, dot) in dot.iter_mut().enumerate() {
+                        let y = &*x.add(c * x_stride + b);
                         // 128 * 127 * 2 = 32512: the pair sum does not saturate.
-                        let q = _mm256_sign_epi8(quad((*x.add(c * x_stride + b)).q.as_ptr(), i), v);
-                        let pairs = _mm256_maddubs_epi16(magnitude, q);
-                        *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(ones, pairs));
+                        for (digits, by) in [(&y.high, base), (&y.low, ones)] {
+                            let q = _mm256_sign_epi8(quad(digits.as_ptr(), i), v);
+                            let pairs = _mm256_maddubs_epi16(magnitude, q);
+                            *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(by, pairs));
+                        }
                     }
                 }
                 let scale = _mm256_cvtph_ps(_mm_load_si128(scales.add(32 * b + 16 * half).cast()));

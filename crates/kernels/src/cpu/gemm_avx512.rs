@@ -33,19 +33,21 @@ unsafe fn quad(q: *const i8, i: usize) -> __m512i {
 /// The dot of a block: eight registers of unsigned weights with 32 activations, plus `start`.
 ///
 /// # Safety
-/// The features of the callers; 32 readable bytes at `q`.
+/// The features of the callers.
 #[inline(always)]
-unsafe fn dot(start: __m512i, v: &[__m512i; 8], q: *const i8) -> __m512i {
-    // SAFETY: the caller's promise.
+unsafe fn dot(start: __m512i, v: &[__m512i; 8], y: &ActBlock) -> __m512i {
+    // SAFETY: both digit arrays have 32 bytes.
     unsafe {
-        // Two chains: an integer sum has no order, and half the latency.
-        let mut a = _mm512_dpbusd_epi32(start, v[0], quad(q, 0));
-        let mut b = _mm512_dpbusd_epi32(_mm512_setzero_si512(), v[1], quad(q, 1));
-        for i in [2, 4, 6] {
-            a = _mm512_dpbusd_epi32(a, v[i], quad(q, i));
-            b = _mm512_dpbusd_epi32(b, v[i + 1], quad(q, i + 1));
+        let (high, low) = (y.high.as_ptr(), y.low.as_ptr());
+        // The digits are two chains, which halves the latency.
+        let mut a = _mm512_dpbusd_epi32(_mm512_setzero_si512(), v[0], quad(high, 0));
+        let mut b = _mm512_dpbusd_epi32(start, v[0], quad(low, 0));
+        for i in 1..8 {
+            a = _mm512_dpbusd_epi32(a, v[i], quad(high, i));
+            b = _mm512_dpbusd_epi32(b, v[i], quad(low, i));
         }
-        _mm512_add_epi32(a, b)
+        // 255 a = 256 a - a
+        _mm512_add_epi32(_mm512_sub_epi32(_mm512_slli_epi32::<8>(a), a), b)
     }
 }
 
@@ -77,7 +79,7 @@ unsafe fn q4<const C: usize>(
             let min = _mm512_cvtph_ps(_mm256_load_si256(block.add(288).cast()));
             for (c, acc) in acc.iter_mut().enumerate() {
                 let y = &*x.add(c * x_stride + b);
-                let dot = _mm512_cvtepi32_ps(dot(_mm512_setzero_si512(), &v, y.q.as_ptr()));
+                let dot = _mm512_cvtepi32_ps(dot(_mm512_setzero_si512(), &v, y));
                 *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, _mm512_set1_ps(y.scale)), *acc);
                 *acc = _mm512_fmadd_ps(min, _mm512_set1_ps(y.scaled_sum), *acc);
             }
@@ -111,7 +113,7 @@ unsafe fn q8<const C: usize>(
             let scale = _mm512_cvtph_ps(_mm256_load_si256(scales.add(32 * b).cast()));
             for (c, acc) in acc.iter_mut().enumerate() {
                 let y = &*x.add(c * x_stride + b);
-                let dot = _mm512_cvtepi32_ps(dot(_mm512_set1_epi32(y.offset), &v, y.q.as_ptr()));
+                let dot = _mm512_cvtepi32_ps(dot(_mm512_set1_epi32(y.offset), &v, y));
                 *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, _mm512_set1_ps(y.scale)), *acc);
             }
         }

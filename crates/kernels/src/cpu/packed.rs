@@ -33,7 +33,7 @@ impl WeightFormat {
         }
     }
 
-    /// Whether products with it take int8 activations.
+    /// Whether products with it take 16-bit activations.
     pub fn is_quantized(self) -> bool {
         matches!(self, Self::Q4_0 | Self::Q4_1 | Self::Q8_0)
     }
@@ -140,7 +140,7 @@ impl PackedMatrix {
         self.data.num_bytes()
     }
 
-    /// Whether products with it take int8 activations (else f32).
+    /// Whether products with it take 16-bit activations (else f32).
     pub fn is_quantized(&self) -> bool {
         matches!(self.layout, Layout::Q4 | Layout::Q8)
     }

@@ -1,6 +1,6 @@
-//! Operations on single rows: norms, rotation, the gate, int8 forms.
+//! Operations on single rows: norms, rotation, the gate, 16-bit forms.
 //!
-//! Where the next product takes int8 activations, the operation that makes a row also quantises it
+//! Where the next product takes 16-bit activations, the operation that makes a row also quantises it
 //! while it is in the first-level cache.
 
 use super::{
@@ -24,7 +24,7 @@ fn for_rows(team: &mut Team, rows: usize, width: usize, row: impl Fn(usize) + Sy
     });
 }
 
-/// The int8 rows that an operation fills beside its f32 ones.
+/// The 16-bit rows that an operation fills beside its f32 ones.
 #[derive(Clone, Copy)]
 struct QuantOut {
     blocks: Shared<ActBlock>,
@@ -34,8 +34,8 @@ struct QuantOut {
 impl QuantOut {
     fn new(quant: Option<&mut QuantRows>, rows: usize, width: usize) -> Option<Self> {
         quant.map(|quant| {
-            assert_eq!(quant.width(), width, "int8 rows of the same width");
-            assert!(rows <= quant.max_rows(), "int8 rows for all rows");
+            assert_eq!(quant.width(), width, "16-bit rows of the same width");
+            assert!(rows <= quant.max_rows(), "16-bit rows for all rows");
             let per_row = quant.blocks_per_row();
             Self { blocks: Shared(quant.blocks_mut().as_mut_ptr()), per_row }
         })
@@ -58,7 +58,7 @@ pub struct RmsNorm<'a> {
     pub eps: f32,
 }
 
-/// `out = norm(x)` of `rows` rows `[rows, width]`; `quant` receives the int8 form too.
+/// `out = norm(x)` of `rows` rows `[rows, width]`; `quant` receives the 16-bit form too.
 ///
 /// # Panics
 /// If a length does not fit.
@@ -83,7 +83,7 @@ pub fn rms_norm(
     });
 }
 
-/// `residual += x; x = norm(residual)` of `rows` rows; `quant` receives the int8 form of `x` too.
+/// `residual += x; x = norm(residual)` of `rows` rows; `quant` receives the 16-bit form of `x` too.
 ///
 /// # Panics
 /// If a length does not fit.
@@ -270,7 +270,7 @@ impl SimdOp for RotateRow<'_> {
     }
 }
 
-/// `out = silu(gate) * up` of rows `[gate | up]`, each `width` wide; `quant` receives the int8 form
+/// `out = silu(gate) * up` of rows `[gate | up]`, each `width` wide; `quant` receives the 16-bit form
 /// too. `silu(x) = x / (1 + exp(-x))`, relative error below 1e-6.
 ///
 /// # Panics
@@ -330,7 +330,7 @@ impl SimdOp for SiluRow<'_> {
 pub fn quantize(team: &mut Team, isa: Isa, rows: usize, x: &[f32], quant: &mut QuantRows) {
     let width = quant.width();
     debug_assert_eq!(width % QUANT_BLOCK, 0);
-    assert!(rows * width <= x.len(), "rows of the int8 form's width");
+    assert!(rows * width <= x.len(), "rows of the 16-bit form's width");
     let Some(out) = QuantOut::new(Some(quant), rows, width) else { return };
     for_rows(team, rows, width, |row| {
         let x = &x[row * width..(row + 1) * width];

@@ -5,6 +5,8 @@
 
 use half::{bf16, f16};
 
+use super::quant::DIGIT_BASE;
+
 #[cfg(target_arch = "x86_64")]
 pub(super) use super::simd_x86::{Avx2, Avx512};
 
@@ -59,11 +61,12 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// 16 writable f32 at `p`, any alignment.
     unsafe fn store(self, p: *mut f32, a: Self::F);
-    /// Stores the nearest integers of `a * by` (all within ±127) and returns their sum.
+    /// Writes the nearest integers of `a * by` (all within ±32512) as `255 high + low`, both digits
+    /// within ±127, and returns the integers' sum.
     ///
     /// # Safety
-    /// 16 writable bytes at `p`.
-    unsafe fn store_i8(self, p: *mut i8, a: Self::F, by: f32) -> i32;
+    /// 16 writable bytes at `high` and at `low`.
+    unsafe fn store_digits(self, high: *mut i8, low: *mut i8, a: Self::F, by: f32) -> i32;
 
     /// The sum of the lanes: halves are added until one is left.
     #[inline(always)]
@@ -208,11 +211,18 @@ impl Simd for Scalar {
         unsafe { p.cast::<[f32; LANES]>().write_unaligned(a) };
     }
     #[inline(always)]
-    unsafe fn store_i8(self, p: *mut i8, a: Self::F, by: f32) -> i32 {
-        let q: [i8; LANES] = std::array::from_fn(|i| (a[i] * by).round_ties_even() as i8);
+    unsafe fn store_digits(self, high: *mut i8, low: *mut i8, a: Self::F, by: f32) -> i32 {
+        let q: [i32; LANES] = std::array::from_fn(|i| (a[i] * by).round_ties_even() as i32);
+        // No integer lies half-way between two multiples of 255, so every rounding agrees.
+        let digits: [i32; LANES] =
+            std::array::from_fn(|i| (q[i] as f32 * (1.0 / DIGIT_BASE as f32)).round_ties_even() as i32);
         // SAFETY: the caller's promise.
-        unsafe { p.cast::<[i8; LANES]>().write_unaligned(q) };
-        q.iter().map(|&q| i32::from(q)).sum()
+        unsafe {
+            high.cast::<[i8; LANES]>().write_unaligned(digits.map(|digit| digit as i8));
+            let rest = std::array::from_fn(|i| (q[i] - DIGIT_BASE * digits[i]) as i8);
+            low.cast::<[i8; LANES]>().write_unaligned(rest);
+        }
+        q.iter().sum()
     }
 }
 

@@ -3,7 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{LANES, Simd};
+use super::{
+    quant::DIGIT_BASE,
+    simd::{LANES, Simd},
+};
 
 /// AVX2 with FMA and F16C; the lanes are a pair of registers.
 #[derive(Clone, Copy)]
@@ -159,18 +162,24 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn store_i8(self, p: *mut i8, a: Self::F, by: f32) -> i32 {
+    unsafe fn store_digits(self, high: *mut i8, low: *mut i8, a: Self::F, by: f32) -> i32 {
         // SAFETY: the caller's promise; the token proves the features.
         unsafe {
             let by = _mm256_set1_ps(by);
+            let inverse = _mm256_set1_ps(1.0 / DIGIT_BASE as f32);
+            let base = _mm256_set1_epi32(DIGIT_BASE);
             let q = a.map(|a| _mm256_cvtps_epi32(_mm256_mul_ps(a, by)));
+            let digits = q.map(|q| _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtepi32_ps(q), inverse)));
+            let rest = [0, 1].map(|i| _mm256_sub_epi32(q[i], _mm256_mullo_epi32(digits[i], base)));
             let sum = _mm256_add_epi32(q[0], q[1]);
             let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
             let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
             let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
-            let words =
-                q.map(|q| _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q)));
-            _mm_storeu_si128(p.cast(), _mm_packs_epi16(words[0], words[1]));
+            for (p, q) in [(high, digits), (low, rest)] {
+                let words =
+                    q.map(|q| _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q)));
+                _mm_storeu_si128(p.cast(), _mm_packs_epi16(words[0], words[1]));
+            }
             _mm_cvtsi128_si32(sum)
         }
     }
@@ -294,11 +303,15 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(p, a) };
     }
     #[inline(always)]
-    unsafe fn store_i8(self, p: *mut i8, a: Self::F, by: f32) -> i32 {
+    unsafe fn store_digits(self, high: *mut i8, low: *mut i8, a: Self::F, by: f32) -> i32 {
         // SAFETY: the caller's promise; see `splat`.
         unsafe {
             let q = _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(by)));
-            _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(q));
+            let inverse = _mm512_set1_ps(1.0 / DIGIT_BASE as f32);
+            let digits = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(q), inverse));
+            let rest = _mm512_sub_epi32(q, _mm512_mullo_epi32(digits, _mm512_set1_epi32(DIGIT_BASE)));
+            _mm_storeu_si128(high.cast(), _mm512_cvtepi32_epi8(digits));
+            _mm_storeu_si128(low.cast(), _mm512_cvtepi32_epi8(rest));
             _mm512_reduce_add_epi32(q)
         }
     }

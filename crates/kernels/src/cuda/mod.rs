@@ -10,8 +10,8 @@ use std::sync::Arc;
 use cudarc::{
     cublas::{CudaBlas, Gemm, GemmConfig, sys as blas_sys},
     driver::{
-        CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
-        ValidAsZeroBits, sys,
+        CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchConfig,
+        PushKernelArg, ValidAsZeroBits, sys,
     },
     nvrtc::Ptx,
 };
@@ -394,7 +394,13 @@ impl Device {
     }
 
     /// `out[r] = table[ids[r]]`: `table [vocab, width]`, `out [rows, width]`.
-    pub fn embed(&self, step: &StepArrays, table: &Buffer<f32>, out: &Buffer<f32>, width: usize) -> Result<(), Error> {
+    pub fn embed(
+        &self,
+        step: &StepArrays,
+        table: &Buffer<f32>,
+        out: &Buffer<f32>,
+        width: usize,
+    ) -> Result<(), Error> {
         require!(table.len() >= step.limits.vocab * width && out.len() >= step.rows * width);
         let args = [(&step.ids).into(), table.into(), out.into(), width.into()];
         self.launch(&self.functions.embed, (step.rows, 1), 256, &args)
@@ -473,7 +479,9 @@ impl Device {
         k: &Buffer<f32>,
         eps: f32,
     ) -> Result<(), Error> {
-        require!(qkv.len() >= rows * layout.width() && q.len() >= layout.head_dim && k.len() >= layout.head_dim);
+        require!(
+            qkv.len() >= rows * layout.width() && q.len() >= layout.head_dim && k.len() >= layout.head_dim
+        );
         let args = [
             qkv.into(),
             q.into(),
@@ -521,14 +529,17 @@ impl Device {
         out: &Buffer<f32>,
     ) -> Result<(), Error> {
         let limits = step.limits;
-        require!(layer < limits.layers && layout.head_dim == limits.head_dim && layout.kv_heads == limits.kv_heads);
+        require!(
+            layer < limits.layers && layout.head_dim == limits.head_dim && layout.kv_heads == limits.kv_heads
+        );
         require!(keys.len() >= limits.cache_len && values.len() >= limits.cache_len);
         require!(qkv.len() >= step.rows * layout.width());
         require!(out.len() >= step.rows * layout.heads * layout.head_dim);
         let first = layer * step.rows;
         let common = [qkv.into(), keys.into(), values.into(), (&step.base).into(), (&step.capacity).into()];
         let [q, k, v, base, capacity] = common;
-        let (layer, head_dim, width) = (Arg::from(layer), Arg::from(layout.head_dim), Arg::from(layout.width()));
+        let (layer, head_dim, width) =
+            (Arg::from(layer), Arg::from(layout.head_dim), Arg::from(layout.width()));
         let args =
             [q, k, v, base, capacity, step.slot.at(first), layer, layout.heads.into(), head_dim, width];
         self.launch(&self.functions.append, (layout.kv_heads, step.rows), 64, &args)?;
@@ -552,7 +563,13 @@ impl Device {
     }
 
     /// `act = silu(gate) * up`: `gate_up [rows, 2 inner]`, `act [rows, inner]`.
-    pub fn silu_mul(&self, rows: usize, gate_up: &Buffer<f32>, act: &Buffer<f32>, inner: usize) -> Result<(), Error> {
+    pub fn silu_mul(
+        &self,
+        rows: usize,
+        gate_up: &Buffer<f32>,
+        act: &Buffer<f32>,
+        inner: usize,
+    ) -> Result<(), Error> {
         require!(gate_up.len() >= rows * 2 * inner && act.len() >= rows * inner);
         let args = [gate_up.into(), act.into(), inner.into()];
         self.launch(&self.functions.silu_mul, (inner.div_ceil(256), rows), 256, &args)

@@ -132,7 +132,7 @@ impl<O: Ops> Preparer<'_, O> {
 ///
 /// The reference backend widens every tensor to f32 and has about two sets of registers alive at
 /// once. The CPU backend keeps each matrix in its stored type, its rows padded to the kernels'
-/// groups; `Q4_0` takes the form of `Q4_1`. Its input registers exist in int8 as well, and the
+/// groups; `Q4_0` takes the form of `Q4_1`. Its input registers exist in 16 bits as well, and the
 /// attention's scratch, which does not depend on the rows, is not counted.
 pub(super) fn planned_bytes(checkpoint: &Checkpoint, backend: Backend, max_batch_rows: usize) -> u64 {
     let Checkpoint { config, weights, naming, .. } = checkpoint;
@@ -150,10 +150,10 @@ pub(super) fn planned_bytes(checkpoint: &Checkpoint, backend: Backend, max_batch
     let inputs = config.hidden_size + config.q_dim() + config.intermediate_size;
     let registers = inputs + config.hidden_size + config.qkv_dim() + 2 * config.intermediate_size;
     let row_bytes = match backend {
-        // Two more of the residual's width for the head, and an eighth of the int8 form for scales.
+        // Two more of the residual's width for the head; 32 rounded numbers and their scales are 80 bytes.
         Backend::Cpu => {
-            let int8 = inputs + config.hidden_size;
-            4 * (registers + 2 * config.hidden_size) + int8 + int8 / 8
+            let rounded = inputs + config.hidden_size;
+            4 * (registers + 2 * config.hidden_size) + rounded * 80 / 32
         }
         _ => 2 * 4 * registers,
     };

@@ -229,7 +229,9 @@ impl Ops for CudaOps {
             values.extend(tensor.flatten_all()?.to_vec1::<f32>()?);
         }
         let bias = match &spec.bias {
-            Some(bias) => Some(self.device.buffer(&bias.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?)?),
+            Some(bias) => {
+                Some(self.device.buffer(&bias.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?)?)
+            }
             None => None,
         };
         self.weight_bytes += (values.len() * size_of::<f32>()) as u64;

@@ -1,7 +1,7 @@
 //! The operations that a decoder is made of, on named registers of a workspace.
 //!
 //! `llama.rs` is written once against [`Ops`]; a backend decides what a register is: a candle
-//! tensor ([`reference`]), a flat buffer beside its int8 form ([`cpu`]), or device memory. A device
+//! tensor ([`reference`]), a flat buffer beside its 16-bit form ([`cpu`]), or device memory. A device
 //! backend's launches of one forward pass can be captured as a graph, because every operation
 //! reads what changes from step to step through the uploaded [`Ops::Step`] alone.
 
@@ -106,7 +106,8 @@ pub trait Ops {
     fn embed(&mut self, step: &Self::Step, table: &Self::Weight, dst: Reg) -> Result<(), Error>;
 
     /// `dst = rms_norm(src) * weight`.
-    fn rms_norm(&mut self, step: &Self::Step, weight: &Self::Weight, src: Reg, dst: Reg) -> Result<(), Error>;
+    fn rms_norm(&mut self, step: &Self::Step, weight: &Self::Weight, src: Reg, dst: Reg)
+    -> Result<(), Error>;
 
     /// `residual += delta; dst = rms_norm(residual) * weight`.
     fn add_rms_norm(

@@ -1,4 +1,4 @@
-//! Serving on CPUs: packed weights, flat registers with an int8 form, a thread team.
+//! Serving on CPUs: packed weights, flat registers with an 16-bit form, a thread team.
 //!
 //! Nothing is allocated in a step once the largest batch was seen (block formats without a kernel
 //! here, which candle multiplies, are the exception). Every row's arithmetic is independent of
@@ -30,9 +30,9 @@ const REGISTERS: [Reg; 6] = [Reg::H, Reg::X, Reg::Qkv, Reg::Attn, Reg::GateUp, R
 struct Register {
     width: usize,
     data: Vec<f32>,
-    /// The int8 form, if this register can be a product's input and has whole blocks.
+    /// The 16-bit form, if this register can be a product's input and has whole blocks.
     quant: Option<QuantRows>,
-    /// Whether the int8 form is that of `data`.
+    /// Whether the 16-bit form is that of `data`.
     quant_is_current: bool,
 }
 
@@ -65,8 +65,8 @@ pub struct CpuOps {
     head: Register,
     /// For products that cannot go straight to their place.
     scratch: Vec<f32>,
-    /// Whether any weight takes int8 activations.
-    int8: bool,
+    /// Whether any weight takes 16-bit activations.
+    quantized: bool,
     weight_bytes: usize,
 }
 
@@ -119,7 +119,7 @@ impl CpuOps {
             head_residual: vec![0.0; rows * model.hidden_size],
             head: Register::new(rows, model.hidden_size, true),
             scratch: Vec::new(),
-            int8: false,
+            quantized: false,
             weight_bytes: 0,
             cache,
             config,
@@ -229,7 +229,7 @@ impl Ops for CpuOps {
     fn prepare(&mut self, spec: WeightSpec) -> Result<CpuWeight, Error> {
         let weight = CpuWeight::prepare(&spec)?;
         if let Form::Matrix(matrix) = &weight.0 {
-            self.int8 |= matrix.takes_int8();
+            self.quantized |= matrix.takes_quantized();
             let scratch = matrix.scratch_width() * self.config.max_batch_rows;
             self.scratch.resize(self.scratch.len().max(scratch), 0.0);
         }
@@ -269,7 +269,7 @@ impl Ops for CpuOps {
             .get_disjoint_mut([src as usize, dst as usize])
             .map_err(|_| Error::Device("a norm's source and destination are one register".into()))?;
         let out = &mut target.data;
-        let quant = target.quant.as_mut().filter(|_| self.int8);
+        let quant = target.quant.as_mut().filter(|_| self.quantized);
         let current = quant.is_some();
         rows::rms_norm(&mut self.team, self.isa, norm, step.rows, &source.data, out, quant);
         target.quant_is_current = current;
@@ -291,7 +291,7 @@ impl Ops for CpuOps {
             x[..step.rows * delta.width].copy_from_slice(&delta.data[..step.rows * delta.width]);
         }
         let mut sum = self.take(residual);
-        let quant = self.registers[dst as usize].quant.as_mut().filter(|_| self.int8);
+        let quant = self.registers[dst as usize].quant.as_mut().filter(|_| self.quantized);
         let current = quant.is_some();
         rows::add_rms_norm(&mut self.team, self.isa, norm, step.rows, &mut sum, &mut x, quant);
         self.put(residual, sum, false);
@@ -303,7 +303,7 @@ impl Ops for CpuOps {
         let matrix = weight.matrix()?;
         let mut out = self.take(dst);
         let source = &mut self.registers[src as usize];
-        if matrix.takes_int8()
+        if matrix.takes_quantized()
             && !source.quant_is_current
             && let Some(quant) = &mut source.quant
         {
@@ -399,7 +399,7 @@ impl Ops for CpuOps {
             .registers
             .get_disjoint_mut([Reg::GateUp as usize, Reg::Act as usize])
             .map_err(|error| Error::Device(error.to_string()))?;
-        let quant = act.quant.as_mut().filter(|_| self.int8);
+        let quant = act.quant.as_mut().filter(|_| self.quantized);
         let current = quant.is_some();
         rows::silu_mul(&mut self.team, self.isa, step.rows, act.width, &gate_up.data, &mut act.data, quant);
         act.quant_is_current = current;
@@ -426,7 +426,7 @@ impl Ops for CpuOps {
             self.head.data[to].copy_from_slice(&self.registers[delta as usize].data[from]);
         }
         let Self { team, isa, head, head_residual, scratch, .. } = self;
-        let quant = head.quant.as_mut().filter(|_| matrix.takes_int8());
+        let quant = head.quant.as_mut().filter(|_| matrix.takes_quantized());
         rows::add_rms_norm(team, *isa, norm, step.samples, head_residual, &mut head.data, quant);
         out.resize(step.samples * matrix.rows, 0.0);
         let input = Input { x: &head.data, quant: head.quant.as_ref(), rows: step.samples };

@@ -172,7 +172,7 @@ const ALL: [(Stored, f32); 8] = [
     (Stored::Dense(DType::F32), 1e-4),
     (Stored::Dense(DType::F16), 1e-4),
     (Stored::Dense(DType::BF16), 1e-4),
-    // What int8 activations cost.
+    // What 16-bit activations cost.
     (Stored::Blocks(GgmlDType::Q4_0), 0.05),
     (Stored::Blocks(GgmlDType::Q4_1), 0.05),
     (Stored::Blocks(GgmlDType::Q8_0), 0.05),

@@ -194,8 +194,8 @@ impl Part {
 }
 
 impl Matrix {
-    /// Whether a product reads the int8 form of its input.
-    pub(super) fn takes_int8(&self) -> bool {
+    /// Whether a product reads the 16-bit form of its input.
+    pub(super) fn takes_quantized(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, Part::Packed(packed) if packed.is_quantized()))
     }
 
@@ -279,7 +279,7 @@ impl Matrix {
 pub(super) struct Input<'a> {
     /// `[rows, cols]`.
     pub(super) x: &'a [f32],
-    /// Their int8 form, if the weight takes it.
+    /// Their 16-bit form, if the weight takes it.
     pub(super) quant: Option<&'a QuantRows>,
     pub(super) rows: usize,
 }
