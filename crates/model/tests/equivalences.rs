@@ -3,7 +3,7 @@
 
 mod fixtures;
 
-use fixtures::{TEXT, assert_close_in_int8, build, default_model, extend, teacher_force};
+use fixtures::{CPU_TOLERANCE, TEXT, assert_close, build, default_model, extend, teacher_force};
 use locket_model::{
     Batch, BlockId, Model,
     kv_cache::{CacheMethod, CacheSettings, SlotType},
@@ -102,17 +102,22 @@ fn a_copied_block_goes_on_like_its_original() {
     }
 }
 
-/// What int8 activations cost, with and without folds, in each slot type.
+/// What 16-bit activations cost, with and without folds, in each slot type. Where slots round, a
+/// last-bit difference before the rounding becomes a whole step of the slot type after it.
 #[test]
 fn backends_agree() {
-    for slot_type in [SlotType::F32, SlotType::F16, SlotType::Bf16] {
+    for (slot_type, tolerance) in [
+        (SlotType::F32, CPU_TOLERANCE),
+        (SlotType::F16, 4.0 * CPU_TOLERANCE),
+        (SlotType::Bf16, 20.0 * CPU_TOLERANCE),
+    ] {
         let mut cpu = build(&default_model(), Backend::Cpu, slot_type, &[(256, 1)]);
         let mut reference = build(&default_model(), Backend::Reference, slot_type, &[(256, 1)]);
         for settings in [CacheSettings::full(256), WINDOW] {
             let expected = teacher_force(reference.as_mut(), settings, TEXT, &[112]);
             let got = teacher_force(cpu.as_mut(), settings, TEXT, &[112]);
             let what = format!("reference : cpu, {} slots, {}", slot_type.name(), settings.method.name());
-            assert_close_in_int8(&what, &expected, &got, cpu.config().vocab_size);
+            assert_close(&what, &expected, &got, cpu.config().vocab_size, tolerance);
         }
     }
 }

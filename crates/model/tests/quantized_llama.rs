@@ -1,11 +1,10 @@
 //! Logits of the default GGUF equal candle-transformers' `quantized_llama` over 246 positions.
 //!
 //! candle multiplies quantised weights with activations rounded to int8 (blocks of 32 for Q4_1 and
-//! Q8_0), our `reference` with activations in f32, our `cpu` with int8 again but by its own
-//! blocks. So there are two oracles: candle as it is, and candle on the same file widened to f32,
-//! which `reference` meets up to rounding (8.7e-5 at most were measured, and the best token the same
-//! everywhere). The others are as far apart as int8 activations make them: our `cpu` is no further
-//! from f32 than candle is itself.
+//! Q8_0), our `reference` with activations in f32, our `cpu` with 16 bits. So there are two oracles:
+//! candle as it is, and candle on the same file widened to f32, which `reference` meets up to
+//! rounding (8.7e-5 at most were measured) and `cpu` up to its 16 bits. candle's own int8 arithmetic
+//! is a thousand times further from it.
 
 mod fixtures;
 
@@ -16,7 +15,9 @@ use candle_core::{
     quantized::{GgmlDType, QTensor, gguf_file},
 };
 use candle_transformers::models::quantized_llama::ModelWeights;
-use fixtures::{TEXT, assert_close, assert_close_in_int8, build, default_model, teacher_force};
+use fixtures::{
+    CPU_TOLERANCE, TEXT, assert_close, assert_close_in_int8, build, default_model, teacher_force,
+};
 use locket_model::{
     kv_cache::{CacheSettings, SlotType},
     load::Backend,
@@ -76,5 +77,5 @@ fn logits_equal_candle_transformers() {
     assert_close_in_int8("candle int8 : reference", &stored, &reference, VOCAB);
     let cpu = ours(Backend::Cpu);
     assert_close_in_int8("candle int8 : cpu", &stored, &cpu, VOCAB);
-    assert_close_in_int8("candle f32 : cpu", &wide, &cpu, VOCAB);
+    assert_close("candle f32 : cpu", &wide, &cpu, VOCAB, CPU_TOLERANCE);
 }

@@ -173,9 +173,10 @@ const ALL: [(Stored, f32); 8] = [
     (Stored::Dense(DType::F16), 1e-4),
     (Stored::Dense(DType::BF16), 1e-4),
     // What 16-bit activations cost.
-    (Stored::Blocks(GgmlDType::Q4_0), 0.05),
-    (Stored::Blocks(GgmlDType::Q4_1), 0.05),
-    (Stored::Blocks(GgmlDType::Q8_0), 0.05),
+    (Stored::Blocks(GgmlDType::Q4_0), 5e-4),
+    (Stored::Blocks(GgmlDType::Q4_1), 5e-4),
+    (Stored::Blocks(GgmlDType::Q8_0), 5e-4),
+    // The tensor library's own products round activations to eight bits.
     (Stored::Blocks(GgmlDType::Q6K), 0.05),
     (Stored::Mixed, 0.05),
 ];
