@@ -12,7 +12,7 @@ fn request(number: usize) -> Value {
         "model": "smollm2",
         "messages": [{"role": "user", "content": format!("{padding}Write about {topic}, number {number}.")}],
         "max_tokens": 16 + number % 5 * 8,
-        "temperature": if number % 2 == 0 { 0.0 } else { 0.8 },
+        "temperature": if number.is_multiple_of(2) { 0.0 } else { 0.8 },
         "seed": number,
     })
 }

@@ -1,6 +1,8 @@
 //! With feature `cuda`: compiles `src/cuda/decode.cu` to PTX with nvcc (`$NVCC`, else `nvcc` on the
 //! path) for compute capability `$CUDA_COMPUTE_CAP` (default 80).
 
+#![expect(clippy::panic, reason = "a build script stops the build by panicking")]
+
 use std::{env, path::PathBuf, process::Command};
 
 fn main() {
@@ -21,6 +23,8 @@ fn main() {
     match status {
         Ok(status) if status.success() => {}
         Ok(status) => panic!("{nvcc} failed on src/cuda/decode.cu: {status}"),
-        Err(error) => panic!("cannot run {nvcc}: {error}; set NVCC, or see CONTRIBUTING.md on building with CUDA"),
+        Err(error) => {
+            panic!("cannot run {nvcc}: {error}; set NVCC, or see CONTRIBUTING.md on building with CUDA")
+        }
     }
 }

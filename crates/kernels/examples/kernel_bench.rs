@@ -9,6 +9,8 @@
 //! 20 bytes (Q4_1) or 34 bytes (Q8_0) per 32 multiply-adds, so that 40 GB/s of memory bandwidth
 //! allow 64 or 38 GMAC/s. A decode step of SmolLM2 reads 66 MB of Q4_1 and 30 MB of Q8_0: 2.4 ms.
 
+#![expect(clippy::print_stdout, reason = "it prints its results")]
+
 use std::{hint::black_box, time::Instant};
 
 use locket_kernels::cpu::{

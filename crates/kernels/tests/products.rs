@@ -1,5 +1,7 @@
 //! Packed products against slow f64 ones, on every instruction set of this machine.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use half::{bf16, f16};
 use locket_kernels::cpu::{
     Activations, Destination, Isa, PackError, PackedMatrix, QuantRows, Team, WeightFormat, matmul, rows,

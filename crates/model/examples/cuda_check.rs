@@ -195,7 +195,9 @@ fn decode_parity(checkpoint: &Checkpoint) -> Result<bool, Error> {
         difference = difference.max(largest_difference(&a, &b));
         scale = b.iter().fold(scale, |top, value| top.max(value.abs()));
     }
-    println!("decode: ops/cuda.rs against reference on CPU: max abs difference {difference:.2e} (largest logit {scale:.2})");
+    println!(
+        "decode: ops/cuda.rs against reference on CPU: max abs difference {difference:.2e} (largest logit {scale:.2})"
+    );
     Ok(difference <= 2e-3 * scale.max(1.0))
 }
 
@@ -217,7 +219,8 @@ fn run() -> Result<bool, Box<dyn std::error::Error>> {
     }
     let mut passed = true;
     let folder = std::env::temp_dir().join(format!("locket-cuda-check-{}", std::process::id()));
-    for (name, hidden, inner, layers) in [("small", 256u32, 512u32, 4u32), ("one wide layer", 4096, 11008, 1)] {
+    for (name, hidden, inner, layers) in [("small", 256u32, 512u32, 4u32), ("one wide layer", 4096, 11008, 1)]
+    {
         println!("random LLaMA, {name}: hidden {hidden}, {layers} layers");
         std::fs::create_dir_all(&folder)?;
         TinyLlama::default()

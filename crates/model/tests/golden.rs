@@ -4,6 +4,8 @@
 //! every branch of the geometry: grouped queries, tied and own heads, llama3, linear and YaRN
 //! scaling, sliding windows, biases, head norms, explicit head sizes, shards, f32, f16 and bf16.
 
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod fixtures;
 
 use std::path::{Path, PathBuf};

@@ -6,6 +6,8 @@
 //! rounding (8.7e-5 at most were measured) and `cpu` up to its 16 bits. candle's own int8 arithmetic
 //! is a thousand times further from it.
 
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod fixtures;
 
 use std::{fs::File, io::BufWriter, path::Path};

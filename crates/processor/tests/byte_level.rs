@@ -1,5 +1,7 @@
 //! Byte-level vocabularies of GGUF files: ids, special tokens, bytes, and refusal of broken ones.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use locket_model::load::{GgufVocabulary, TokenizerSource};

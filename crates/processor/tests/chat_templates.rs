@@ -1,5 +1,7 @@
 //! Templates render what transformers rendered, and what they cannot do is a clear error.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use locket_processor::{ChatPrompt, Error, Processor};

@@ -1,5 +1,7 @@
 //! SentencePiece vocabularies: ids equal the sentencepiece library's, bytes give the text back.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use locket_model::load::{GgufVocabulary, TokenizerSource};

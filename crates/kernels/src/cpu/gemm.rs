@@ -277,9 +277,13 @@ unsafe fn q8_scalar<const C: usize>(
 macro_rules! dense_scalar_tiles {
     ($layout:expr) => {
         [
+            // SAFETY: the promise of [`TileFn`]'s callers.
             |w, d, x, s, o| unsafe { dense_scalar::<8>($layout, w, d, x, s, o) },
+            // SAFETY: the promise of [`TileFn`]'s callers.
             |w, d, x, s, o| unsafe { dense_scalar::<4>($layout, w, d, x, s, o) },
+            // SAFETY: the promise of [`TileFn`]'s callers.
             |w, d, x, s, o| unsafe { dense_scalar::<2>($layout, w, d, x, s, o) },
+            // SAFETY: the promise of [`TileFn`]'s callers.
             |w, d, x, s, o| unsafe { dense_scalar::<1>($layout, w, d, x, s, o) },
         ]
     };

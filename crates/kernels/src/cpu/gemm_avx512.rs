@@ -42,9 +42,9 @@ unsafe fn dot(start: __m512i, v: &[__m512i; 8], y: &ActBlock) -> __m512i {
         // The digits are two chains, which halves the latency.
         let mut a = _mm512_dpbusd_epi32(_mm512_setzero_si512(), v[0], quad(high, 0));
         let mut b = _mm512_dpbusd_epi32(start, v[0], quad(low, 0));
-        for i in 1..8 {
-            a = _mm512_dpbusd_epi32(a, v[i], quad(high, i));
-            b = _mm512_dpbusd_epi32(b, v[i], quad(low, i));
+        for (i, &v) in v.iter().enumerate().skip(1) {
+            a = _mm512_dpbusd_epi32(a, v, quad(high, i));
+            b = _mm512_dpbusd_epi32(b, v, quad(low, i));
         }
         // 255 a = 256 a - a
         _mm512_add_epi32(_mm512_sub_epi32(_mm512_slli_epi32::<8>(a), a), b)

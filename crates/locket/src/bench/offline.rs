@@ -210,7 +210,7 @@ pub(super) fn run(args: &OfflineArgs, model: Option<&Path>, seed: u64) -> anyhow
         header: report::header("offline"),
         inputs: Inputs {
             model: local.name,
-            quantization: checkpoint.quantization.clone(),
+            quantization: checkpoint.quantization,
             backend: format!("{:?}", config.backend).to_lowercase(),
             threads: config.threads,
             cache_dtype: config.cache.slot_type.name(),

@@ -101,7 +101,7 @@ impl DefaultModel {
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) => {
-                tracing::info!("another process fetches the model; waiting for it")
+                tracing::info!("another process fetches the model; waiting for it");
             }
             Err(TryLockError::Error(error)) => return Err(fail()(error)),
         }

@@ -163,7 +163,7 @@ fn vocabularies_that_contradict_themselves_are_refused() {
 fn a_folder_opens_single_and_sharded_with_the_same_weights() {
     let tiny = TinyLlama::default();
     let single = tiny_folder(&tiny);
-    let sharded = tiny_folder(&TinyLlama { shard_bytes: Some(60_000), ..tiny.clone() });
+    let sharded = tiny_folder(&TinyLlama { shard_bytes: Some(60_000), ..tiny });
     let single = Checkpoint::open(single.path()).unwrap();
     let sharded = Checkpoint::open(sharded.path()).unwrap();
     assert!(sharded.weights.files().len() > 2);

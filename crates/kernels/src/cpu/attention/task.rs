@@ -27,10 +27,10 @@ impl SimdOp for RunTask<'_, '_> {
         match self.call.shape.number {
             SlotNumber::F32 => attend(s, self, |memory| memory.as_slice::<f32>()[base..].as_ptr()),
             SlotNumber::F16 => {
-                attend(s, self, |memory| memory.as_slice::<u16>()[base..].as_ptr().cast::<Half>())
+                attend(s, self, |memory| memory.as_slice::<u16>()[base..].as_ptr().cast::<Half>());
             }
             SlotNumber::Bf16 => {
-                attend(s, self, |memory| memory.as_slice::<u16>()[base..].as_ptr().cast::<Brain>())
+                attend(s, self, |memory| memory.as_slice::<u16>()[base..].as_ptr().cast::<Brain>());
             }
         }
     }
