@@ -44,6 +44,9 @@ impl AlignedBuf {
         // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc_zeroed(layout) };
         let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
+        if len >= HUGE_PAGE {
+            ask_for_huge_pages(start, layout.size());
+        }
         Self { start, layout }
     }
 
@@ -76,6 +79,17 @@ impl AlignedBuf {
         }
     }
 }
+
+/// Fewer faults while the memory is filled, and fewer misses of the address cache afterwards.
+#[cfg(target_os = "linux")]
+fn ask_for_huge_pages(start: NonNull<u8>, len: usize) {
+    // SAFETY: the range was just allocated, and the advice changes no content. A kernel without
+    // huge pages refuses it, which costs nothing but speed.
+    unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_start: NonNull<u8>, _len: usize) {}
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
