@@ -51,8 +51,9 @@ async fn streamed_equals_unstreamed() {
 #[tokio::test]
 async fn events_come_in_the_documented_order() {
     let server = Server::start(&[]);
-    let chunks =
-        server.stream("/v1/chat/completions", &body(json!({"stream": true, "temperature": 0}))).await;
+    let chunks = server
+        .stream("/v1/chat/completions", &body(json!({"stream": true, "temperature": 0, "ignore_eos": true})))
+        .await;
     let first = &chunks[0];
     assert_eq!(first["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
     for chunk in &chunks {
