@@ -163,35 +163,6 @@ impl CudaOps {
     pub fn synchronize(&self) -> Result<(), Error> {
         Ok(self.device.synchronize()?)
     }
-
-    fn check(&self, batch: &Batch) -> Result<(), Error> {
-        let invalid = |reason: String| Err(Error::InvalidBatch(reason));
-        let rows = batch.num_rows();
-        if rows > self.config.max_batch_rows || batch.positions.len() != rows {
-            return invalid(format!("{rows} rows, the workspace has {}", self.config.max_batch_rows));
-        }
-        if let Some(id) = batch.ids.iter().find(|&&id| id as usize >= self.config.model.vocab_size) {
-            return invalid(format!("token id {id} is not in the vocabulary"));
-        }
-        if batch.sample_rows.iter().any(|&row| row as usize >= rows) {
-            return invalid("a sample row is out of range".into());
-        }
-        let mut next = 0;
-        for sequence in &batch.sequences {
-            if sequence.rows.start != next || sequence.rows.end < next {
-                return invalid("sequences must cover the rows in order".into());
-            }
-            next = sequence.rows.end;
-            let state = self.states.get(sequence.block.0 as usize);
-            if state.and_then(BlockState::settings).is_none() {
-                return invalid(format!("block {} is not open", sequence.block.0));
-            }
-        }
-        if next as usize != rows {
-            return invalid("sequences must cover all rows".into());
-        }
-        Ok(())
-    }
 }
 
 /// Where each block of the plan begins, and the elements of all.
@@ -239,7 +210,16 @@ impl Ops for CudaOps {
     }
 
     fn upload(&mut self, batch: &Batch) -> Result<CudaStep, Error> {
-        self.check(batch)?;
+        let model = &self.config.model;
+        batch.check(self.config.max_batch_rows, model.vocab_size, model.max_position)?;
+        let blocks = self.states.len();
+        for sequence in &batch.sequences {
+            let Some(state) = self.states.get(sequence.block.0 as usize) else {
+                let block = sequence.block.0;
+                return Err(Error::InvalidBatch(format!("block {block} of {blocks}")));
+            };
+            state.check_append(batch.positions[sequence.rows.start as usize], sequence.rows.len())?;
+        }
         let (rows, layers) = (batch.num_rows(), self.config.model.num_layers);
         self.rows.ids.clone_from(&batch.ids);
         self.rows.positions.clone_from(&batch.positions);
