@@ -4,13 +4,13 @@ use std::process::Command;
 
 fn main() {
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
-    println!("cargo::rustc-env=LOCKET_COMMIT={commit}");
+    println!("cargo::rustc-env=BUILD_COMMIT={commit}");
     let features: Vec<_> = ["hub", "cuda"]
         .into_iter()
         .filter(|feature| std::env::var_os(format!("CARGO_FEATURE_{}", feature.to_uppercase())).is_some())
         .collect();
     let features = if features.is_empty() { "none".into() } else { features.join(",") };
-    println!("cargo::rustc-env=LOCKET_FEATURES={features}");
+    println!("cargo::rustc-env=BUILD_FEATURES={features}");
     println!("cargo::rerun-if-changed=build.rs");
     // A new commit changes one of these; outside a repository there is nothing to watch.
     for name in ["HEAD", "logs/HEAD"] {

@@ -67,6 +67,7 @@ impl Server {
             .args(["--memory-budget", "1GiB"])
             .args(arguments)
             .env_remove("LOCKET_CONFIG")
+            .env_remove("LOCKET_TEST_MODEL")
             .env("LOCKET_LOG_FILTER", "warn")
             .current_dir(std::env::temp_dir())
             .stdout(Stdio::piped())

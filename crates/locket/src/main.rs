@@ -23,9 +23,9 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub(crate) const LONG_VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     " (",
-    env!("LOCKET_COMMIT"),
+    env!("BUILD_COMMIT"),
     ", features: ",
-    env!("LOCKET_FEATURES"),
+    env!("BUILD_FEATURES"),
     ")"
 );
 

@@ -52,7 +52,7 @@ pub(super) fn header(kind: &'static str) -> Header {
         kind,
         date: utc_date(now_s),
         locket_version: env!("CARGO_PKG_VERSION"),
-        commit: env!("LOCKET_COMMIT"),
+        commit: env!("BUILD_COMMIT"),
         machine: Machine {
             cpu: system.cpus().first().map_or_else(String::new, |cpu| cpu.brand().trim().to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),

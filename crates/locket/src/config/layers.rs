@@ -191,7 +191,8 @@ impl Merger {
 
     fn environment(&mut self, variables: &[(String, String)]) {
         for (name, text) in variables {
-            if is_foreign(name, text) {
+            // Compose files pass on variables that nobody has set as empty ones.
+            if text.is_empty() || is_foreign(name, text) {
                 continue;
             }
             let Some(setting) = SETTINGS.iter().find(|setting| setting.variable() == *name) else {

@@ -108,6 +108,7 @@ fn variables_of_others_are_ignored() {
         ("LOCKET_PORT_8080_TCP_ADDR", "10.0.0.1"),
         ("LOCKET_SERVICE_HOST", "10.0.0.1"),
         ("LOCKET_TEST_MODEL", "x.gguf"),
+        ("LOCKET_MODEL", ""),
         ("LOCKET_CONFIG", "my.toml"),
     ];
     assert_eq!(Config::load(&sources("", &environment, &[])).unwrap().port, 8080);
