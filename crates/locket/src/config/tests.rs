@@ -27,7 +27,7 @@ fn defaults_alone() {
     assert_eq!((config.host.as_str(), config.port), ("127.0.0.1", 8080));
     assert_eq!(config.model, None);
     assert_eq!(config.cache.ring, 128);
-    assert_eq!(config.api.max_body_bytes, 4 << 20);
+    assert_eq!(config.api.max_body_bytes, 32 << 20);
     assert_eq!(config.engine.target_step, Duration::from_millis(100));
 }
 
