@@ -38,6 +38,21 @@ async fn counters_add_up() {
 }
 
 #[tokio::test]
+async fn an_answer_ended_by_a_stop_string_is_no_abort() {
+    let server = Server::start(&[]);
+    let body = json!({
+        "model": "smollm2", "max_tokens": 200, "ignore_eos": true, "temperature": 0, "stop": [" "],
+        "messages": [{"role": "user", "content": "Hello there"}],
+    });
+    server.post_ok("/v1/chat/completions", &body).await;
+    server.until_metric("vllm:request_success_total", &["finished_reason=\"stop\""], 1.0).await;
+    assert_eq!(
+        server.metric_or_zero("vllm:request_success_total", &["finished_reason=\"abort\""]).await,
+        0.0
+    );
+}
+
+#[tokio::test]
 async fn probes_and_version() {
     let server = Server::start(&[]);
     for path in ["/health", "/health/live", "/ping", "/ready", "/health/ready", "/version"] {

@@ -125,7 +125,8 @@ impl Engine {
         self.drop_waiting();
         for sequence in &mut self.scheduler.running {
             if sequence.events.is_closed() {
-                sequence.end = Some(End::Aborted);
+                let is_satisfied = sequence.events.is_satisfied();
+                sequence.end = Some(if is_satisfied { End::Satisfied } else { End::Aborted });
             }
         }
         self.check_drain();
@@ -322,7 +323,7 @@ impl Engine {
             match end {
                 End::Finished(reason) => sequence.events.send(SequenceEvent::Finished(reason)),
                 End::Failed(failure) => sequence.events.send(SequenceEvent::Failed(failure)),
-                End::Aborted => {}
+                End::Satisfied | End::Aborted => {}
             }
             tracing::debug!(
                 request_id = sequence.request.request_id,

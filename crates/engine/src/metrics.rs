@@ -313,7 +313,7 @@ impl EngineMetrics {
     /// A sequence has ended; used alone for one that never ran.
     pub(crate) fn ended_waiting(&self, end: End) {
         let reason = match end {
-            End::Finished(FinishReason::Stop { .. }) => "stop",
+            End::Finished(FinishReason::Stop { .. }) | End::Satisfied => "stop",
             End::Finished(FinishReason::Length) => "length",
             End::Aborted => "abort",
             End::Failed(_) => "error",

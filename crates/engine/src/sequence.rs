@@ -47,6 +47,8 @@ pub(crate) enum End {
     Finished(FinishReason),
     /// Without one.
     Failed(EngineFailure),
+    /// Its reader has found a stop string and left with all it wanted.
+    Satisfied,
     /// Its reader has left.
     Aborted,
 }

@@ -18,11 +18,19 @@ pub struct SequenceStream {
     events: mpsc::Receiver<SequenceEvent>,
     /// Set by the engine while the sequence stands still for want of room.
     paused: Arc<AtomicBool>,
+    /// Set by the reader when it leaves because it has all it wanted.
+    satisfied: Arc<AtomicBool>,
     door: Arc<Door>,
     has_ended: bool,
 }
 
 impl SequenceStream {
+    /// Ends the sequence because its text is complete (a stop string was found). Unlike dropping
+    /// the stream, this counts as finished by `stop` and not as aborted.
+    pub fn finish(self) {
+        self.satisfied.store(true, Ordering::SeqCst);
+    }
+
     /// The next event, or `None` after the last one. Cancel-safe.
     ///
     /// The last event is always [`SequenceEvent::Finished`] or [`SequenceEvent::Failed`], even if
@@ -90,12 +98,18 @@ impl Drop for SequenceStream {
 pub(crate) struct EventSender {
     events: mpsc::Sender<SequenceEvent>,
     paused: Arc<AtomicBool>,
+    satisfied: Arc<AtomicBool>,
 }
 
 impl EventSender {
     /// Whether the reader has left.
     pub(crate) fn is_closed(&self) -> bool {
         self.events.is_closed()
+    }
+
+    /// Whether the reader, having left, had all it wanted.
+    pub(crate) fn is_satisfied(&self) -> bool {
+        self.satisfied.load(Ordering::SeqCst)
     }
 
     /// Whether `count` events fit; if not, the reader rings once it has made room.
@@ -125,12 +139,13 @@ impl EventSender {
 /// Both ends of a channel for `buffer` events.
 pub(crate) fn channel(buffer: usize, door: &Arc<Door>) -> (EventSender, SequenceStream) {
     let (sender, receiver) = mpsc::channel(buffer);
-    let paused = Arc::new(AtomicBool::new(false));
+    let (paused, satisfied) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let stream = SequenceStream {
         events: receiver,
         paused: Arc::clone(&paused),
+        satisfied: Arc::clone(&satisfied),
         door: Arc::clone(door),
         has_ended: false,
     };
-    (EventSender { events: sender, paused }, stream)
+    (EventSender { events: sender, paused, satisfied }, stream)
 }

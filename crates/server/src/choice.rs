@@ -193,7 +193,7 @@ pub(crate) fn interleave(choices: Vec<(SequenceStream, ChoiceText)>) -> ChoiceEv
     }))
 }
 
-/// One choice's events. The sequence is dropped, and with that ended, as soon as its text has ended.
+/// One choice's events. The sequence is ended as soon as its text has ended.
 fn choice_events(
     index: u32,
     sequence: SequenceStream,
@@ -206,8 +206,10 @@ fn choice_events(
                 return Some(((index, event), (sequence, text, pending)));
             }
             let event = sequence.as_mut()?.next().await;
-            if !text.advance(event, &mut pending) {
-                sequence = None;
+            if !text.advance(event, &mut pending)
+                && let Some(sequence) = sequence.take()
+            {
+                sequence.finish();
             }
         }
     })
