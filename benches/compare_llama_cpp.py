@@ -204,8 +204,7 @@ def main():
     loads = wanted_loads(args.loads)
     load_average = os.getloadavg()[0]
     if load_average > 0.3:
-        print(f"warning: the machine is busy (load {load_average:.1f}): both servers will suffer, and", file=sys.stderr)
-        print("llama.cpp's spinning threads most; these figures compare nothing", file=sys.stderr)
+        print(f"warning: the machine is busy (load {load_average:.1f}): these figures compare nothing", file=sys.stderr)
     reports = {(name, load): [] for name in names for load in loads}
     for round_index in range(args.rounds):
         order = names if round_index % 2 == 0 else names[::-1]
