@@ -5,7 +5,10 @@
 //! [`Device::begin_capture`] and [`Device::end_capture`] is therefore a CUDA graph that can be replayed for every later step of the same number
 //! of rows. Numbers are f32; faster types are a matter of more kernels, not of another interface.
 
-use std::sync::Arc;
+use std::{
+    any::Any,
+    sync::{Arc, Mutex},
+};
 
 use cudarc::{
     cublas::{CudaBlas, Gemm, GemmConfig, sys as blas_sys},
@@ -28,21 +31,49 @@ fn error(source: impl std::fmt::Debug) -> Error {
 /// Bytes of cuBLAS's workspace, given to it before any capture so that it never allocates in one.
 const BLAS_WORKSPACE_BYTES: usize = 64 << 20;
 
+/// What a buffer can hold.
+pub trait Element: DeviceRepr + Send + 'static {}
+
+impl<T: DeviceRepr + Send + 'static> Element for T {}
+
+/// Memory of dropped buffers. A captured graph names addresses and not buffers, so nothing is
+/// freed before the device, its buffers and its graphs are all gone.
+#[derive(Debug, Default)]
+struct Retired(Mutex<Vec<Box<dyn Any + Send>>>);
+
 /// A device buffer whose address never changes.
 #[derive(Debug)]
-pub struct Buffer<T> {
-    slice: CudaSlice<T>,
+pub struct Buffer<T: Element> {
+    /// `None` only while it is dropped.
+    slice: Option<CudaSlice<T>>,
+    retired: Arc<Retired>,
 }
 
-impl<T> Buffer<T> {
+impl<T: Element> Buffer<T> {
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.slice.len()
+        self.slice().len()
     }
 
     /// Whether the buffer has no elements.
     pub fn is_empty(&self) -> bool {
-        self.slice.is_empty()
+        self.slice().is_empty()
+    }
+
+    fn slice(&self) -> &CudaSlice<T> {
+        self.slice.as_ref().expect("a buffer has its memory until it is dropped")
+    }
+
+    fn slice_mut(&mut self) -> &mut CudaSlice<T> {
+        self.slice.as_mut().expect("a buffer has its memory until it is dropped")
+    }
+}
+
+impl<T: Element> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        if let (Some(slice), Ok(mut retired)) = (self.slice.take(), self.retired.0.lock()) {
+            retired.push(Box::new(slice));
+        }
     }
 }
 
@@ -166,6 +197,7 @@ impl Functions {
 /// A captured sequence of launches.
 pub struct Graph {
     graph: cudarc::driver::CudaGraph,
+    _retired: Arc<Retired>,
 }
 
 impl Graph {
@@ -179,8 +211,9 @@ impl Graph {
 pub struct Device {
     stream: Arc<CudaStream>,
     blas: CudaBlas,
-    _workspace: CudaSlice<u8>,
+    _workspace: Buffer<u8>,
     functions: Functions,
+    retired: Arc<Retired>,
 }
 
 /// Checks an invariant of the caller.
@@ -210,17 +243,17 @@ impl From<f32> for Arg {
     }
 }
 
-impl<T> From<&Buffer<T>> for Arg {
+impl<T: Element> From<&Buffer<T>> for Arg {
     fn from(buffer: &Buffer<T>) -> Self {
         Self::Pointer(buffer.address())
     }
 }
 
-impl<T> Buffer<T> {
+impl<T: Element> Buffer<T> {
     fn address(&self) -> u64 {
         use cudarc::driver::DevicePtr;
         // One stream and no event tracking: the guard has nothing to record.
-        let (address, _guard) = self.slice.device_ptr(self.slice.stream());
+        let (address, _guard) = self.slice().device_ptr(self.slice().stream());
         address
     }
 
@@ -242,11 +275,16 @@ impl Device {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(error)?;
         let blas = CudaBlas::new(stream.clone()).map_err(error)?;
-        let workspace = stream.alloc_zeros::<u8>(BLAS_WORKSPACE_BYTES).map_err(error)?;
-        let address = Buffer { slice: workspace };
+        let retired = Arc::new(Retired::default());
+        let slice = Some(stream.alloc_zeros::<u8>(BLAS_WORKSPACE_BYTES).map_err(error)?);
+        let workspace = Buffer { slice, retired: Arc::clone(&retired) };
         // SAFETY: the workspace lives as long as the handle: both are fields of the device.
         let status = unsafe {
-            blas_sys::cublasSetWorkspace_v2(*blas.handle(), address.address() as *mut _, BLAS_WORKSPACE_BYTES)
+            blas_sys::cublasSetWorkspace_v2(
+                *blas.handle(),
+                workspace.address() as *mut _,
+                BLAS_WORKSPACE_BYTES,
+            )
         };
         if status != blas_sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
             return Err(error(status));
@@ -254,29 +292,26 @@ impl Device {
         let ptx = Ptx::from_src(include_str!(concat!(env!("OUT_DIR"), "/decode.ptx")));
         let module = context.load_module(ptx).map_err(error)?;
         let functions = Functions::load(&module)?;
-        Ok(Self { stream, blas, _workspace: address.slice, functions })
+        Ok(Self { stream, blas, _workspace: workspace, functions, retired })
     }
 
     /// A zeroed buffer of `len` elements.
-    pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<Buffer<T>, Error> {
-        Ok(Buffer { slice: self.stream.alloc_zeros(len.max(1)).map_err(error)? })
+    pub fn zeros<T: Element + ValidAsZeroBits>(&self, len: usize) -> Result<Buffer<T>, Error> {
+        let slice = Some(self.stream.alloc_zeros(len.max(1)).map_err(error)?);
+        Ok(Buffer { slice, retired: Arc::clone(&self.retired) })
     }
 
     /// A buffer with these elements.
-    pub fn buffer<T: DeviceRepr>(&self, host: &[T]) -> Result<Buffer<T>, Error> {
-        Ok(Buffer { slice: self.stream.clone_htod(host).map_err(error)? })
+    pub fn buffer<T: Element>(&self, host: &[T]) -> Result<Buffer<T>, Error> {
+        let slice = Some(self.stream.clone_htod(host).map_err(error)?);
+        Ok(Buffer { slice, retired: Arc::clone(&self.retired) })
     }
 
     /// The buffer's elements, after everything before has run.
-    pub fn read<T: DeviceRepr + Clone + Default>(&self, buffer: &Buffer<T>) -> Result<Vec<T>, Error> {
-        let host = self.stream.clone_dtoh(&buffer.slice).map_err(error)?;
+    pub fn read<T: Element + Clone + Default>(&self, buffer: &Buffer<T>) -> Result<Vec<T>, Error> {
+        let host = self.stream.clone_dtoh(buffer.slice()).map_err(error)?;
         self.synchronize()?;
         Ok(host)
-    }
-
-    /// Sets all elements to zero.
-    pub fn clear<T: DeviceRepr + ValidAsZeroBits>(&self, buffer: &mut Buffer<T>) -> Result<(), Error> {
-        self.stream.memset_zeros(&mut buffer.slice).map_err(error)
     }
 
     /// Waits until everything launched so far has run.
@@ -323,11 +358,11 @@ impl Device {
             let capacity = host.capacity[at % rows.max(1)];
             require!(slot < capacity && visible >= 1 && visible <= capacity);
         }
-        fn copy<T: DeviceRepr>(device: &Device, from: &[T], to: &mut Buffer<T>) -> Result<(), Error> {
+        fn copy<T: Element>(device: &Device, from: &[T], to: &mut Buffer<T>) -> Result<(), Error> {
             if from.is_empty() {
                 return Ok(());
             }
-            device.stream.memcpy_htod(from, &mut to.slice.slice_mut(..from.len())).map_err(error)
+            device.stream.memcpy_htod(from, &mut to.slice_mut().slice_mut(..from.len())).map_err(error)
         }
         copy(self, &host.ids, &mut arrays.ids)?;
         copy(self, &host.positions, &mut arrays.positions)?;
@@ -362,7 +397,8 @@ impl Device {
     /// The driver's if something cannot be captured: an allocation, a copy from or to the host.
     pub fn end_capture(&self) -> Result<Graph, Error> {
         let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(error)?;
-        Ok(Graph { graph: graph.ok_or_else(|| Error("the capture was empty".into()))? })
+        let graph = graph.ok_or_else(|| Error("the capture was empty".into()))?;
+        Ok(Graph { graph, _retired: Arc::clone(&self.retired) })
     }
 
     fn launch(
@@ -460,7 +496,7 @@ impl Device {
         };
         // SAFETY: the three lengths were checked above against the column-major shapes
         // [inputs, outputs], [inputs, rows] and [outputs, rows] that the configuration names.
-        unsafe { self.blas.gemm(config, &weight.slice, &x.slice, &mut y.slice) }.map_err(error)?;
+        unsafe { self.blas.gemm(config, weight.slice(), x.slice(), y.slice_mut()) }.map_err(error)?;
         if let Some(bias) = bias {
             require!(bias.len() == outputs);
             let args = [(&*y).into(), bias.into(), outputs.into()];

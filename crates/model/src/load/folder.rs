@@ -153,10 +153,26 @@ fn chat_template(folder: &Path) -> Result<Option<String>, Error> {
 fn generation_defaults(generation: Option<&Value>) -> Result<GenerationDefaults, Error> {
     let Some(generation) = generation else { return Ok(GenerationDefaults::default()) };
     let fields = Fields::of(GENERATION, generation)?;
+    // The ranges that requests are held to.
+    let within = |key: &str, range: std::ops::RangeInclusive<f32>| {
+        let value = fields.f32(key)?;
+        match value {
+            Some(value) if !range.contains(&value) => Err(Error::Config {
+                field: format!("{GENERATION}: {key}"),
+                reason: format!("is {value}; {} to {} are possible", range.start(), range.end()),
+            }),
+            value => Ok(value),
+        }
+    };
+    // -1 and 0 both switch it off.
+    let top_k = match generation.get("top_k").and_then(Value::as_i64) {
+        Some(-1) => Some(0),
+        _ => fields.u32("top_k")?,
+    };
     Ok(GenerationDefaults {
-        temperature: fields.f32("temperature")?,
-        top_p: fields.f32("top_p")?,
-        top_k: fields.u32("top_k")?,
-        repetition_penalty: fields.f32("repetition_penalty")?,
+        temperature: within("temperature", 0.0..=2.0)?,
+        top_p: within("top_p", 0.0..=1.0)?,
+        top_k,
+        repetition_penalty: within("repetition_penalty", 0.01..=10.0)?,
     })
 }

@@ -295,6 +295,10 @@ fn generation_config_gives_defaults_and_more_end_tokens() {
         repetition_penalty: None,
     };
     assert_eq!(checkpoint.generation, expected);
+    std::fs::write(&path, r#"{"top_k": -1}"#).unwrap();
+    assert_eq!(Checkpoint::open(folder.path()).unwrap().generation.top_k, Some(0));
+    std::fs::write(&path, r#"{"repetition_penalty": 0}"#).unwrap();
+    refusal(Checkpoint::open(folder.path()), "config", "repetition_penalty");
 }
 
 #[test]

@@ -5,8 +5,8 @@
 //! backend yet: `backend = "cuda"` runs [`super::reference`] on the device.
 //!
 //! Every operation reads what changes between steps through [`StepArrays`]. Folds change which
-//! slots are free, so they happen in [`Ops::upload`], on the host's bookkeeping, before the
-//! launches: a batch may therefore not cross a fold border inside a chunk.
+//! slots are free; their place is [`Ops::upload`], on the host's bookkeeping, before the launches.
+//! For now a batch that would fold is refused.
 
 use locket_kernels::cuda::{
     Buffer, Device, Error as CudaError, Graph, HeadLayout, Rotation, StepArrays, StepLimits, StepRows,
@@ -17,7 +17,7 @@ use crate::{
     BlockId, Error, MemoryUse,
     batch::Batch,
     config::RopeStyle,
-    kv_cache::{BlockState, CacheGeometry, CachePlan, CacheSettings, SlotType},
+    kv_cache::{BlockState, CacheGeometry, CachePlan, CacheSettings, Segment, SlotType},
 };
 
 impl From<CudaError> for Error {
@@ -219,6 +219,13 @@ impl Ops for CudaOps {
                 return Err(Error::InvalidBatch(format!("block {block} of {blocks}")));
             };
             state.check_append(batch.positions[sequence.rows.start as usize], sequence.rows.len())?;
+            let whole = Segment { fold: false, rows: sequence.rows.len() };
+            if (0..model.num_layers).any(|layer| state.next_segment(layer, sequence.rows.len()) != whole) {
+                return Err(Error::InvalidBatch("the CUDA decode skeleton does not fold yet".into()));
+            }
+            if batch.sequences.iter().filter(|other| other.block == sequence.block).count() > 1 {
+                return Err(Error::InvalidBatch(format!("block {} is in the batch twice", sequence.block.0)));
+            }
         }
         let (rows, layers) = (batch.num_rows(), self.config.model.num_layers);
         self.rows.ids.clone_from(&batch.ids);
@@ -235,10 +242,6 @@ impl Ops for CudaOps {
             self.rows.base.extend(range.clone().map(|_| place.base as u64));
             self.rows.capacity.extend(range.clone().map(|_| place.capacity as u32));
             for layer in 0..layers {
-                let segment = state.next_segment(layer, range.len());
-                if segment.fold || segment.rows < range.len() {
-                    return Err(Error::InvalidBatch("the CUDA decode skeleton does not fold yet".into()));
-                }
                 let first = state.append(layer, &batch.positions[range.clone()]);
                 for (offset, row) in range.clone().enumerate() {
                     self.rows.slot[layer * rows + row] = (first + offset) as u32;
@@ -324,11 +327,12 @@ impl Ops for CudaOps {
 
     fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
         match self.states.get_mut(block.0 as usize) {
-            Some(state) if settings.capacity() as usize <= state.stride() => {
+            Some(state) => {
+                settings.check(state.stride())?;
                 state.open(settings);
                 Ok(())
             }
-            _ => Err(Error::InvalidBatch(format!("block {} cannot hold {settings:?}", block.0))),
+            None => Err(Error::InvalidBatch(format!("there is no block {}", block.0))),
         }
     }
 
