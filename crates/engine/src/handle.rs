@@ -299,6 +299,11 @@ impl EngineHandle {
         self.shared().num_waiting()
     }
 
+    /// Most sequences that may wait at once: a request for more can never be queued.
+    pub fn max_waiting(&self) -> usize {
+        self.shared().config.max_waiting
+    }
+
     /// Share of slots in use, 0 to 1: those of all blocks that a sequence owns.
     pub fn cache_usage(&self) -> f64 {
         f64::from_bits(self.shared().cache_usage.load(Ordering::Relaxed))
