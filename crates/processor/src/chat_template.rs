@@ -67,7 +67,8 @@ impl ChatTemplate {
     /// Messages to prompt text.
     ///
     /// # Errors
-    /// [`Error::Template`] with the template's own message, or naming the field that is wrong.
+    /// [`Error::Template`] with the template's own message, or naming the field that is wrong;
+    /// [`Error::PromptTooLong`].
     pub fn render(&self, chat: &ChatPrompt) -> Result<String, Error> {
         if let Some(key) = RESERVED.iter().find(|key| chat.kwargs.contains_key(**key)) {
             return Err(Error::Template(format!("chat_template_kwargs may not set '{key}'")));
@@ -133,10 +134,7 @@ impl ChatTemplate {
         variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
         let prompt = self.template.render_context(&variables).map_err(|error| template_error(&error))?;
         if prompt.len() > MAX_PROMPT_BYTES {
-            return Err(Error::Template(format!(
-                "the prompt has {} bytes; the limit is {MAX_PROMPT_BYTES}",
-                prompt.len()
-            )));
+            return Err(Error::PromptTooLong { bytes: prompt.len(), limit: MAX_PROMPT_BYTES });
         }
         Ok(prompt)
     }

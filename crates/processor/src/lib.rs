@@ -91,7 +91,7 @@ impl Processor {
     /// Chat templates print the start token themselves, so rendered chats are encoded without.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if the text needs a token that the model has no row for.
+    /// [`Error::UnknownToken`] if the text needs a token that the model has no row for.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
         self.tokenizer.encode(text, add_special_tokens)
     }
@@ -105,15 +105,11 @@ impl Processor {
         self.tokenizer.decode(ids, skip_special_tokens)
     }
 
-    /// Whether the checkpoint has a chat template.
-    pub fn has_chat_template(&self) -> bool {
-        self.chat_template.is_some()
-    }
-
     /// Messages to prompt text.
     ///
     /// # Errors
-    /// [`Error::Template`] with the template's own message (`raise_exception`), [`Error::NoTemplate`].
+    /// [`Error::Template`] with the template's own message (`raise_exception`),
+    /// [`Error::PromptTooLong`], [`Error::NoTemplate`].
     pub fn render_chat(&self, chat: &ChatPrompt) -> Result<String, Error> {
         self.chat_template.as_ref().ok_or(Error::NoTemplate)?.render(chat)
     }
@@ -152,7 +148,7 @@ impl Processor {
     /// as long but begins differently, after a space: vLLM's `bad_words`.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] as for [`Self::encode`], and for a word of blanks only.
+    /// As [`Self::encode`]; [`Error::Tokenizer`] for a word of blanks only.
     pub fn bad_word_sequences(&self, words: &[String]) -> Result<Vec<Vec<u32>>, Error> {
         let mut sequences = Vec::with_capacity(words.len() * 2);
         for word in words {
@@ -167,11 +163,6 @@ impl Processor {
             sequences.extend(is_other.then_some(spaced));
         }
         Ok(sequences)
-    }
-
-    /// A detokenizer for one continuation. It is given token bytes, so it needs no processor.
-    pub fn text_stream(&self, options: TextOptions) -> TextStream {
-        TextStream::new(options)
     }
 
     /// `bos_token` and the like, as variables of the chat template.

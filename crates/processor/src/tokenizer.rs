@@ -81,7 +81,7 @@ impl Tokenizer {
     /// Text to ids.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if the text needs a token that the model has no row for.
+    /// [`Error::UnknownToken`] if the text needs a token that the model has no row for.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
         let encoding = self
             .inner
@@ -92,11 +92,11 @@ impl Tokenizer {
             before.into_iter().chain(encoding.get_ids().iter().copied()).chain(after).collect();
         match ids.iter().find(|id| **id as usize >= self.table.len()) {
             None => Ok(ids),
-            Some(id) => Err(Error::Tokenizer(format!(
-                "the text contains {:?}, token {id}, but this model ends at token {}",
-                self.inner.id_to_token(*id).unwrap_or_default(),
-                self.table.len().saturating_sub(1)
-            ))),
+            Some(&id) => Err(Error::UnknownToken {
+                token: self.inner.id_to_token(id).unwrap_or_default(),
+                id,
+                last: self.table.len().saturating_sub(1),
+            }),
         }
     }
 

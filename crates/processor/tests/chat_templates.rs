@@ -102,7 +102,6 @@ fn what_cannot_be_rendered_is_an_error() {
     assert!(silent.render_chat(&open).unwrap_err().to_string().contains("does not print the last message"));
 
     let none = processor(byte_level_vocabulary("smollm"), None);
-    assert!(!none.has_chat_template());
     assert!(matches!(none.render_chat(&user(&json!("x"))), Err(Error::NoTemplate)));
 }
 

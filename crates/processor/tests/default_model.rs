@@ -7,7 +7,7 @@ mod support;
 use std::{env, path::PathBuf, sync::LazyLock};
 
 use locket_model::load::Checkpoint;
-use locket_processor::{ChatPrompt, Processor, TextOptions};
+use locket_processor::{ChatPrompt, Processor, TextOptions, TextStream};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::joined;
@@ -75,7 +75,7 @@ proptest! {
             let ids = PROCESSOR.encode(&text, false).unwrap();
             prop_assert_eq!(joined(&PROCESSOR, &ids), text.as_str());
             prop_assert_eq!(PROCESSOR.decode(&ids, false), text.as_str());
-            let mut stream = PROCESSOR.text_stream(TextOptions::default());
+            let mut stream = TextStream::new(TextOptions::default());
             let mut streamed: String = ids.iter().map(|id| stream.push(PROCESSOR.token_bytes(*id)).text).collect();
             streamed.push_str(&stream.finish().text);
             prop_assert_eq!(streamed, text);

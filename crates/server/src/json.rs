@@ -3,7 +3,7 @@
 //! `serde_json` itself bounds the depth (128) and refuses NaN, infinities and numbers out of
 //! range. Objects keep their order, which decides which failing field is reported.
 
-use std::{fmt, time::Duration};
+use std::{cell::Cell, fmt, time::Duration};
 
 use axum::{
     body::Body,
@@ -13,7 +13,16 @@ use futures_util::StreamExt as _;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::error::{ApiError, ErrorKind};
+use crate::{
+    blocking,
+    error::{ApiError, ErrorKind},
+};
+
+/// Most JSON values in a body. Small ones take far more memory parsed than sent.
+const MAX_VALUES: u32 = 1 << 20;
+
+/// Bodies up to this many bytes are parsed on the async thread.
+const SHORT_BYTES: usize = 64 << 10;
 
 /// What the `Content-Type` header says about the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,19 +93,33 @@ pub(crate) async fn read_body(
     })
 }
 
+/// Parses a request body, a long one on a blocking thread.
+///
+/// # Errors
+/// As [`parse_object`].
+pub(crate) async fn parse_body(bytes: Vec<u8>, body_type: BodyType) -> Result<Value, ApiError> {
+    blocking::run(bytes.len() > SHORT_BYTES, move || parse_object(&bytes, body_type)).await?
+}
+
 /// Parses a request body, which must be one object.
 ///
 /// # Errors
-/// 400 `invalid_json` with line and column; 415 if the type was not stated and it is no JSON.
-pub(crate) fn parse_object(bytes: &[u8], body_type: BodyType) -> Result<Value, ApiError> {
+/// 400 `invalid_json` with line and column, 400 `array_above_max_length` for too many values; 415
+/// if the type was not stated and it is no JSON.
+fn parse_object(bytes: &[u8], body_type: BodyType) -> Result<Value, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let parsed = Strict.deserialize(&mut deserializer).and_then(|value| {
+    let count = Cell::new(0);
+    let parsed = Strict { count: &count }.deserialize(&mut deserializer).and_then(|value| {
         deserializer.end()?;
         Ok(value)
     });
     match parsed {
         Ok(value) if value.is_object() => Ok(value),
         Ok(_) => Err(ApiError::new(ErrorKind::InvalidType, "The request body must be a JSON object.")),
+        Err(_) if count.get() > MAX_VALUES => Err(ApiError::new(
+            ErrorKind::ArrayAboveMaxLength,
+            format!("The request body has more than {MAX_VALUES} values."),
+        )),
         Err(_) if body_type == BodyType::Unstated => Err(not_json()),
         Err(error) => Err(ApiError::new(
             ErrorKind::InvalidJson,
@@ -114,19 +137,27 @@ fn clean_reason(error: &serde_json::Error) -> String {
     format!("{reason} at line {} column {}", error.line(), error.column())
 }
 
-/// Builds a [`Value`] and refuses objects that have a key twice: readers disagree on which wins.
+/// Builds a [`Value`] of at most [`MAX_VALUES`] values, and refuses objects that have a key twice:
+/// readers disagree on which wins.
 #[derive(Clone, Copy)]
-struct Strict;
+struct Strict<'c> {
+    /// Values begun so far.
+    count: &'c Cell<u32>,
+}
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.count.set(self.count.get() + 1);
+        if self.count.get() > MAX_VALUES {
+            return Err(D::Error::custom("too many values"));
+        }
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -228,6 +259,19 @@ mod tests {
             parse_object(b"a=1", BodyType::Unstated).expect_err("a form").kind,
             ErrorKind::UnsupportedMediaType
         );
+    }
+
+    #[tokio::test]
+    async fn values_are_counted() {
+        // The object itself and the array are values too.
+        let body = |items: u32| format!("{{\"a\":[{}0]}}", "0,".repeat(items as usize - 1)).into_bytes();
+        let parsed = parse_body(body(MAX_VALUES - 2), BodyType::Json).await.expect("as many as allowed");
+        assert_eq!(parsed["a"].as_array().map(Vec::len), Some(MAX_VALUES as usize - 2));
+        for body_type in [BodyType::Json, BodyType::Unstated] {
+            let error = parse_body(body(MAX_VALUES - 1), body_type).await.expect_err("one too many");
+            assert_eq!(error.kind, ErrorKind::ArrayAboveMaxLength);
+            assert!(error.message.contains("1048576"), "{}", error.message);
+        }
     }
 
     #[test]

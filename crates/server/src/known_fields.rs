@@ -202,6 +202,11 @@ impl Route {
         }
     }
 
+    /// Whether the route has a field of this name.
+    pub(crate) fn knows(self, name: &str) -> bool {
+        self.lists().iter().any(|list| list.iter().any(|row| row.0 == name))
+    }
+
     /// Deals with fields that need no parsing: unknown, accepted and refused ones. `true` means
     /// that the caller has to read the field.
     pub(crate) fn is_to_be_read(

@@ -34,29 +34,17 @@ pub(crate) struct RequestContext {
 
 #[derive(Debug)]
 struct ContextShared {
-    /// The client's header, if it may be echoed.
-    header_id: Option<HeaderValue>,
-    /// Made here.
-    own_id: String,
-    /// The body's `request_id`.
-    body_id: OnceLock<String>,
+    /// Once it is settled.
+    id: OnceLock<String>,
     arrived: Instant,
     body_read: OnceLock<Instant>,
 }
 
 impl RequestContext {
-    fn new(headers: &HeaderMap) -> Self {
-        let header_id =
-            headers.get(REQUEST_ID).filter(|value| value.to_str().is_ok_and(is_request_id)).cloned();
-        Self {
-            shared: Arc::new(ContextShared {
-                header_id,
-                own_id: format!("req_{}", uuid::Uuid::new_v4().simple()),
-                body_id: OnceLock::new(),
-                arrived: Instant::now(),
-                body_read: OnceLock::new(),
-            }),
-        }
+    fn new() -> Self {
+        let shared =
+            ContextShared { id: OnceLock::new(), arrived: Instant::now(), body_read: OnceLock::new() };
+        Self { shared: Arc::new(shared) }
     }
 
     /// The last body byte has arrived: processing time starts now.
@@ -65,18 +53,19 @@ impl RequestContext {
         let _ = self.shared.body_read.set(Instant::now());
     }
 
-    /// Uses the body's `request_id`, which counts if there was no header.
-    pub(crate) fn set_body_id(&self, id: Option<&String>) {
-        if let Some(id) = id {
-            let _ = self.shared.body_id.set(id.clone());
-        }
+    /// Settles the request's id, the client's or a new one, and tells it to the current span.
+    /// Later calls change nothing, so the header wins over the body's `request_id`.
+    pub(crate) fn settle_id(&self, from_client: Option<&str>) {
+        self.shared.id.get_or_init(|| {
+            let id = from_client.map_or_else(new_request_id, str::to_owned);
+            tracing::Span::current().record("id", id.as_str());
+            id
+        });
     }
 
     /// The id that the client sees.
     pub(crate) fn request_id(&self) -> &str {
-        let shared = &self.shared;
-        let from_header = shared.header_id.as_ref().and_then(|value| value.to_str().ok());
-        from_header.or(shared.body_id.get().map(String::as_str)).unwrap_or(&shared.own_id)
+        self.shared.id.get_or_init(new_request_id)
     }
 
     fn processing_ms(&self) -> u64 {
@@ -85,17 +74,31 @@ impl RequestContext {
     }
 }
 
+fn new_request_id() -> String {
+    format!("req_{}", uuid::Uuid::new_v4().simple())
+}
+
+/// The client's header, if it may be echoed.
+fn header_id(headers: &HeaderMap) -> Option<&str> {
+    headers.get(REQUEST_ID)?.to_str().ok().filter(|id| is_request_id(id))
+}
+
 /// The outermost layer: gives the request its context and span, puts the common headers on the
 /// answer and counts it when it has been sent, or as 499 when the client went away before.
 pub(crate) async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    let context = RequestContext::new(request.headers());
+    let context = RequestContext::new();
     let route = request
         .extensions()
         .get::<MatchedPath>()
         .map_or_else(|| "other".into(), |path| path.as_str().to_owned());
     let method = method_label(request.method());
     let load_format = request.headers().get(LOAD_FORMAT).cloned();
-    let span = tracing::info_span!("request", id = context.request_id(), method, route);
+    let span = tracing::info_span!("request", id = tracing::field::Empty, method, route);
+    let id = header_id(request.headers());
+    // The body of a POST may name it, and is not read yet.
+    if id.is_some() || method != "POST" {
+        span.in_scope(|| context.settle_id(id));
+    }
     let mut outcome = Outcome {
         metrics: state.metrics().clone(),
         span: span.clone(),
@@ -106,7 +109,8 @@ pub(crate) async fn observe(State(state): State<AppState>, mut request: Request,
     };
     request.extensions_mut().insert(context.clone());
 
-    let mut response = next.run(request).instrument(span).await;
+    let mut response = next.run(request).instrument(span.clone()).await;
+    span.in_scope(|| context.settle_id(None));
     if let Some(kind) = response.extensions().get::<ErrorKind>() {
         state.metrics().count_error(*kind);
     }
@@ -205,6 +209,8 @@ impl Stream for Watched {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     #[test]
@@ -212,15 +218,40 @@ mod tests {
         let id_of = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(REQUEST_ID, HeaderValue::from_str(value).expect("a header"));
-            RequestContext::new(&headers).request_id().to_owned()
+            header_id(&headers).map(str::to_owned)
         };
-        assert_eq!(id_of("abc-1"), "abc-1");
+        assert_eq!(id_of("abc-1").as_deref(), Some("abc-1"));
         for bad in ["", "a b", &"x".repeat(129)] {
-            let made = id_of(bad);
-            assert!(made.starts_with("req_") && made.len() == 36, "{made}");
+            assert_eq!(id_of(bad), None);
         }
-        let context = RequestContext::new(&HeaderMap::new());
-        context.set_body_id(Some(&"mine".to_owned()));
-        assert_eq!(context.request_id(), "mine");
+    }
+
+    #[test]
+    fn the_first_id_stays() {
+        let context = RequestContext::new();
+        context.settle_id(Some("header"));
+        context.settle_id(Some("body"));
+        assert_eq!(context.request_id(), "header");
+        let context = RequestContext::new();
+        context.settle_id(None);
+        let made = context.request_id();
+        assert!(made.starts_with("req_") && made.len() == 36, "{made}");
+    }
+
+    /// The log's lines carry the id that the client sees.
+    #[test]
+    fn the_span_is_told_the_id() {
+        let (mut log, writer) = std::io::pipe().expect("a pipe");
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(std::sync::Mutex::new(writer));
+        tracing::subscriber::with_default(subscriber.finish(), || {
+            let span = tracing::info_span!("request", id = tracing::field::Empty);
+            let _entered = span.enter();
+            RequestContext::new().settle_id(Some("from-body"));
+            tracing::info!("a line");
+        });
+        let mut text = String::new();
+        log.read_to_string(&mut text).expect("UTF-8");
+        assert!(text.contains("id=\"from-body\"") && text.contains("a line"), "{text}");
     }
 }

@@ -6,6 +6,7 @@
 
 #![deny(missing_docs)]
 
+mod blocking;
 mod choice;
 pub mod config;
 pub mod error;
@@ -80,7 +81,7 @@ pub fn router(state: AppState) -> Router {
 }
 
 /// Routes of the API that this server does not have.
-const NOT_IMPLEMENTED: [&str; 22] = [
+const NOT_IMPLEMENTED: &[&str] = &[
     "/v1/responses",
     "/v1/responses/{*rest}",
     "/v1/embeddings",
@@ -88,6 +89,7 @@ const NOT_IMPLEMENTED: [&str; 22] = [
     "/v1/audio/{*rest}",
     "/v1/images/{*rest}",
     "/v1/videos",
+    "/v1/videos/{*rest}",
     "/v1/files",
     "/v1/files/{*rest}",
     "/v1/uploads",
@@ -98,11 +100,18 @@ const NOT_IMPLEMENTED: [&str; 22] = [
     "/v1/vector_stores",
     "/v1/vector_stores/{*rest}",
     "/v1/assistants",
+    "/v1/assistants/{*rest}",
     "/v1/threads",
     "/v1/threads/{*rest}",
     "/v1/conversations",
+    "/v1/conversations/{*rest}",
     "/v1/chat/completions/{*rest}",
+    "/v1/realtime",
     "/v1/realtime/{*rest}",
+    "/v1/evals",
+    "/v1/evals/{*rest}",
+    "/v1/containers",
+    "/v1/containers/{*rest}",
 ];
 
 /// Nothing without configured origins.

@@ -8,7 +8,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     error::{ApiError, ErrorKind},
+    generation::is_request_id,
     json,
+    known_fields::Route,
     layers::RequestContext,
     state::AppState,
 };
@@ -52,13 +54,14 @@ pub(crate) struct Admitted {
     pub(crate) permit: Permit,
 }
 
-/// Takes a permit, reads the body and parses it.
+/// Takes a permit, reads the body, parses it and settles the request's id.
 ///
 /// # Errors
 /// 503 while draining or at the limit, 415, 413, 400 for what is not a JSON object.
 pub(crate) async fn admit(
     state: &AppState,
     context: &RequestContext,
+    route: Route,
     request: Request,
 ) -> Result<Admitted, ApiError> {
     if state.is_draining() {
@@ -70,7 +73,11 @@ pub(crate) async fn admit(
     let config = state.config();
     let bytes = json::read_body(&head.headers, body, config.max_body_bytes, config.body_timeout).await?;
     context.body_was_read();
-    Ok(Admitted { body: json::parse_object(&bytes, body_type)?, permit })
+    let body = json::parse_body(bytes, body_type).await?;
+    // Before anything else is checked, so that errors carry it.
+    let id = body.get("request_id").and_then(Value::as_str);
+    context.settle_id(id.filter(|id| route.knows("request_id") && is_request_id(id)));
+    Ok(Admitted { body, permit })
 }
 
 #[cfg(test)]

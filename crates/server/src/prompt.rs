@@ -6,6 +6,7 @@ use locket_processor::{ChatPrompt, Error as ProcessorError, Processor};
 use serde_json::Value;
 
 use crate::{
+    blocking,
     error::{ApiError, ErrorKind, clip},
     state::AppState,
 };
@@ -13,44 +14,56 @@ use crate::{
 /// Texts up to this many bytes are tokenised at once: a fraction of a millisecond.
 const SHORT_BYTES: usize = 4096;
 
-/// Runs `work` here if its input is short, else on a blocking thread.
+/// Lists of tokens up to this length are made into text at once.
+const SHORT_TOKENS: usize = 4096;
+
+/// Runs `work` here if its input is short, else on a blocking thread. `param` is the field whose
+/// text it is.
 async fn run<T: Send + 'static>(
     state: &AppState,
+    param: &'static str,
     bytes: usize,
     work: impl FnOnce(&Processor) -> Result<T, ProcessorError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let processor = Arc::clone(state.processor());
-    let result = if bytes <= SHORT_BYTES {
-        work(&processor)
-    } else {
-        tokio::task::spawn_blocking(move || work(&processor))
-            .await
-            .map_err(|error| ApiError::internal(&error.to_string()))?
-    };
-    result.map_err(|error| match error {
+    let result = blocking::run(bytes > SHORT_BYTES, move || work(&processor)).await?;
+    result.map_err(|error| from_processor(&error, param))
+}
+
+fn from_processor(error: &ProcessorError, param: &'static str) -> ApiError {
+    match error {
         ProcessorError::Template(reason) => {
-            let message = format!("The chat template refused `messages`: {}.", clip(&reason));
-            ApiError::field(ErrorKind::InvalidValue, "messages", message)
+            let message = format!("The chat template refused `{param}`: {}.", clip(reason));
+            ApiError::field(ErrorKind::InvalidValue, param, message)
         }
         ProcessorError::NoTemplate => {
-            let message = format!("`messages` is not supported: {error}.");
-            ApiError::field(ErrorKind::UnsupportedParameter, "messages", message)
+            let message = format!("`{param}` is not supported: {error}.");
+            ApiError::field(ErrorKind::UnsupportedParameter, param, message)
         }
-        ProcessorError::Tokenizer(reason) => ApiError::internal(&reason),
-    })
+        ProcessorError::PromptTooLong { .. } => {
+            let message = format!("`{param}` is too long for any context: {error}.");
+            ApiError::field(ErrorKind::ContextLengthExceeded, param, message)
+        }
+        ProcessorError::UnknownToken { .. } => {
+            let message = format!("`{param}` cannot be read by this model: {error}.");
+            ApiError::field(ErrorKind::InvalidValue, param, message)
+        }
+        ProcessorError::Tokenizer(reason) => ApiError::internal(reason),
+    }
 }
 
 /// Renders a conversation and tokenises it.
 ///
 /// # Errors
-/// 400 if the template refuses the messages or the model has none.
+/// 400 if the template refuses the messages, the model has none, or the prompt is too long.
 pub(crate) async fn encode_chat(
     state: &AppState,
     chat: ChatPrompt,
     add_special_tokens: bool,
 ) -> Result<Vec<u32>, ApiError> {
-    let bytes = chat.messages.iter().map(text_bytes).sum();
-    let ids = run(state, bytes, move |processor| {
+    let documents = chat.documents.iter().flatten();
+    let bytes = chat.messages.iter().chain(documents).chain(chat.kwargs.values()).map(text_bytes).sum();
+    let ids = run(state, "messages", bytes, move |processor| {
         let text = processor.render_chat(&chat)?;
         processor.encode(&text, add_special_tokens)
     })
@@ -62,24 +75,98 @@ pub(crate) async fn encode_chat(
     Ok(ids)
 }
 
-/// Tokenises a text.
+/// Tokenises a text prompt. One without tokens is the start token alone.
 ///
 /// # Errors
-/// Only internal ones.
+/// 400 if a token is beyond the model's rows, or a start token is needed and there is none.
 pub(crate) async fn encode_text(
     state: &AppState,
     text: String,
     add_special_tokens: bool,
 ) -> Result<Vec<u32>, ApiError> {
-    run(state, text.len(), move |processor| processor.encode(&text, add_special_tokens)).await
+    let ids = run(state, "prompt", text.len(), move |processor| processor.encode(&text, add_special_tokens));
+    let ids = ids.await?;
+    if !ids.is_empty() {
+        return Ok(ids);
+    }
+    let start = state.processor().bos_token_id().ok_or_else(|| {
+        let message = "`prompt` is empty, and this model has no start token that could stand for it.";
+        ApiError::field(ErrorKind::EmptyString, "prompt", message)
+    })?;
+    Ok(vec![start])
 }
 
-/// Bytes of text in a message, or any other value.
+/// Token sequences of `bad_words`.
+///
+/// # Errors
+/// 400 if a word needs a token beyond the model's rows.
+pub(crate) async fn encode_bad_words(state: &AppState, words: &[String]) -> Result<Vec<Vec<u32>>, ApiError> {
+    let bytes = words.iter().map(String::len).sum();
+    let words = words.to_vec();
+    run(state, "bad_words", bytes, move |processor| processor.bad_word_sequences(&words)).await
+}
+
+/// The text of ids, control tokens included.
+///
+/// # Errors
+/// Only internal ones.
+pub(crate) async fn decode(state: &AppState, ids: Vec<u32>) -> Result<String, ApiError> {
+    let processor = Arc::clone(state.processor());
+    blocking::run(ids.len() > SHORT_TOKENS, move || processor.decode(&ids, false)).await
+}
+
+/// The text of each token, and the ids themselves.
+///
+/// # Errors
+/// Only internal ones.
+pub(crate) async fn token_texts(
+    state: &AppState,
+    ids: Vec<u32>,
+) -> Result<(Vec<u32>, Vec<String>), ApiError> {
+    let processor = Arc::clone(state.processor());
+    blocking::run(ids.len() > SHORT_TOKENS, move || {
+        let texts = ids.iter().map(|id| processor.token_text(*id).into_owned()).collect();
+        (ids, texts)
+    })
+    .await
+}
+
+/// Bytes of text in a value; what has none counts one.
 fn text_bytes(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
-        Value::Array(items) => items.iter().map(text_bytes).sum(),
-        Value::Object(entries) => entries.values().map(text_bytes).sum(),
-        _ => 0,
+        Value::Array(items) => 1 + items.iter().map(text_bytes).sum::<usize>(),
+        Value::Object(entries) => {
+            1 + entries.iter().map(|(key, value)| key.len() + text_bytes(value)).sum::<usize>()
+        }
+        _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_processor_name_the_field() {
+        let unknown = ProcessorError::UnknownToken { token: "<img>".into(), id: 9, last: 8 };
+        let long = ProcessorError::PromptTooLong { bytes: 9, limit: 8 };
+        let rows = [
+            (unknown, ErrorKind::InvalidValue),
+            (long, ErrorKind::ContextLengthExceeded),
+            (ProcessorError::Template("no".into()), ErrorKind::InvalidValue),
+            (ProcessorError::NoTemplate, ErrorKind::UnsupportedParameter),
+        ];
+        for (error, kind) in rows {
+            let answer = from_processor(&error, "bad_words");
+            assert_eq!((answer.kind, answer.param.as_deref()), (kind, Some("bad_words")));
+        }
+        let broken = from_processor(&ProcessorError::Tokenizer("x".into()), "prompt");
+        assert_eq!((broken.kind, broken.param), (ErrorKind::InternalError, None));
+    }
+
+    #[test]
+    fn all_of_a_value_counts() {
+        assert_eq!(text_bytes(&serde_json::json!({"ab": ["cd", 1, null], "e": "f"})), 1 + 2 + 1 + 2 + 2 + 2);
     }
 }

@@ -12,9 +12,10 @@ use crate::{
     choice::{self, ChoiceEvent, ChoiceEvents, ChoiceText, Finish, ReleasedToken, TokenTable},
     error::ApiError,
     fields::IgnoredFields,
-    generation::{GenerationFields, Plan, PromptSource},
+    generation::{GenerationFields, Plan, PromptSource, sampling},
     logprobs::TokenStyle,
     openai::Usage,
+    prompt,
     state::AppState,
     stream::UsageCounter,
 };
@@ -48,7 +49,7 @@ impl Job {
     ///
     /// # Errors
     /// Lengths that do not fit, and the engine's refusals; nothing is left behind.
-    pub(crate) fn submit(
+    pub(crate) async fn submit(
         state: &AppState,
         request_id: &str,
         fields: &GenerationFields,
@@ -58,14 +59,16 @@ impl Job {
         let plan = Plan {
             fields,
             bounds: state.bounds(),
-            defaults: state.config().generation,
             default_max_tokens: source.default_max_tokens(state.config().default_max_tokens),
             source,
         };
+        let bad_words = prompt::encode_bad_words(state, &fields.bad_words).await?;
+        let eos_token_ids = state.processor().eos_token_ids();
+        let sampling = sampling(fields, state.config().generation, eos_token_ids, bad_words);
         let mut requests = Vec::with_capacity(prompts.len());
         for prompt_ids in &mut prompts {
             plan.truncate(prompt_ids);
-            requests.push(plan.request(request_id, prompt_ids.clone(), state.processor())?);
+            requests.push(plan.request(request_id, prompt_ids.clone(), sampling.clone())?);
         }
         let tokens: Arc<dyn TokenTable> = Arc::<locket_processor::Processor>::clone(state.processor());
         let mut choices = Vec::new();

@@ -161,10 +161,12 @@ pub(crate) fn respond<C: Chunks>(parts: StreamParts<C>) -> Response {
 }
 
 impl<C: Chunks> Streaming<C> {
-    /// The next events as bytes, or `None` after the last one.
+    /// The next events as bytes, or `None` after the last one. Events without bytes do not put the
+    /// comment line off.
     async fn next_bytes(&mut self) -> Option<Bytes> {
+        let deadline = tokio::time::Instant::now() + self.keep_alive;
         while !self.has_ended {
-            match tokio::time::timeout(self.keep_alive, self.choices.next()).await {
+            match tokio::time::timeout_at(deadline, self.choices.next()).await {
                 Err(_) => self.frames.raw(": keep-alive"),
                 Ok(Some((index, event))) => self.event(index, event),
                 Ok(None) => self.end(),
@@ -210,11 +212,63 @@ pub(crate) fn usage_key(options: StreamOptions, usage: Option<Usage>) -> Option<
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        pin::Pin,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
+
     use eventsource_stream::Eventsource as _;
+    use futures_util::Stream;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::openai::FinishReason;
+    use crate::{limits::Permits, openai::FinishReason};
+
+    /// A route that shows nothing.
+    struct Silent;
+
+    impl Chunks for Silent {
+        fn started(&mut self, _: u32, _: Option<Usage>, _: &mut Frames) {}
+        fn delta(&mut self, _: u32, _: Delta, _: Option<Usage>, _: &mut Frames) {}
+        fn finished(&mut self, _: u32, _: Finish, _: Option<Usage>, _: &mut Frames) {}
+        fn usage(&mut self, _: Usage, _: &mut Frames) {}
+    }
+
+    /// Tokens without text, as fast as they can come, until the comment line was seen.
+    #[tokio::test]
+    async fn events_without_bytes_do_not_put_the_comment_off() {
+        const ENOUGH: u32 = 10_000_000;
+        let was_seen = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&was_seen);
+        let events = stream::unfold(0, move |count| {
+            let is_over = is_over.load(Ordering::Relaxed) || count == ENOUGH;
+            async move {
+                tokio::task::yield_now().await;
+                (!is_over).then(|| ((0, ChoiceEvent::Delta(Delta::default())), count + 1))
+            }
+        });
+        let events: Pin<Box<dyn Stream<Item = (u32, ChoiceEvent)> + Send>> = Box::pin(events);
+        let response = respond(StreamParts {
+            choices: stream::select_all([events]),
+            chunks: Silent,
+            counter: UsageCounter::new(&[1], 1),
+            options: StreamOptions::default(),
+            keep_alive: Duration::from_millis(1),
+            metrics: HttpMetrics::register(&prometheus::Registry::new()).expect("an empty registry"),
+            permit: Permits::new(1).take().expect("one permit"),
+        });
+        let mut bytes = response.into_body().into_data_stream();
+        assert_eq!(&bytes.next().await.expect("a comment").expect("bytes")[..], b": keep-alive\n\n");
+        was_seen.store(true, Ordering::Relaxed);
+        let mut last = Bytes::new();
+        while let Some(next) = bytes.next().await {
+            last = next.expect("bytes");
+        }
+        assert_eq!(&last[..], b"data: [DONE]\n\n");
+    }
 
     proptest! {
         /// Any text, line breaks of all kinds included, arrives as it was sent, one event each,

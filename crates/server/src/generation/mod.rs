@@ -6,7 +6,7 @@ mod plan;
 
 pub(crate) use cache::CacheChoice;
 pub(crate) use fields::{Bounds, GenerationFields, StreamOptions, is_request_id};
-pub(crate) use plan::{Plan, PromptSource};
+pub(crate) use plan::{Plan, PromptSource, sampling};
 
 #[cfg(test)]
 pub(crate) use fields::test_bounds;

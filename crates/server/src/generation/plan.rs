@@ -2,7 +2,6 @@
 
 use locket_engine::{GenerationRequest, SamplingParams};
 use locket_model::load::GenerationDefaults;
-use locket_processor::Processor;
 
 use super::{Bounds, CacheChoice, GenerationFields};
 use crate::error::{ApiError, ErrorKind};
@@ -40,8 +39,6 @@ pub(crate) struct Plan<'a> {
     pub(crate) fields: &'a GenerationFields,
     /// Limits.
     pub(crate) bounds: &'a Bounds,
-    /// The checkpoint's sampling defaults.
-    pub(crate) defaults: GenerationDefaults,
     /// Longest answer when no limit is named.
     pub(crate) default_max_tokens: u32,
     /// Where the prompt came from.
@@ -49,10 +46,13 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Keeps the last tokens of a prompt if the request says so. -1 keeps what fits beside the answer.
+    /// Keeps the last tokens of a prompt if the request says so. -1 keeps what fits beside the
+    /// answer; where no length is named, that is the default, at most half the context.
     pub(crate) fn truncate(&self, prompt_ids: &mut Vec<u32>) {
         let Some(keep) = self.fields.truncate_prompt_tokens else { return };
-        let room = self.bounds.max_model_len.saturating_sub(self.fields.max_tokens.unwrap_or(1)).max(1);
+        let limit = self.bounds.max_model_len;
+        let answer = self.fields.max_tokens.unwrap_or_else(|| self.default_max_tokens.min(limit / 2));
+        let room = limit.saturating_sub(answer).max(1);
         let keep = usize::try_from(keep).unwrap_or(room as usize);
         prompt_ids.drain(..prompt_ids.len().saturating_sub(keep));
     }
@@ -100,12 +100,12 @@ impl Plan<'_> {
     /// The engine's request for one prompt.
     ///
     /// # Errors
-    /// As [`Self::max_tokens`]; a tokenizer that fails is an internal error.
+    /// As [`Self::max_tokens`].
     pub(crate) fn request(
         &self,
         request_id: &str,
         prompt_ids: Vec<u32>,
-        processor: &Processor,
+        sampling: SamplingParams,
     ) -> Result<GenerationRequest, ApiError> {
         let max_tokens = self.max_tokens(prompt_ids.len())?;
         let tokens = (prompt_ids.len() as u32).saturating_add(max_tokens).min(self.bounds.max_model_len);
@@ -115,39 +115,43 @@ impl Plan<'_> {
             prompt_ids,
             n: self.fields.choices(),
             max_tokens,
-            sampling: self.sampling(processor)?,
+            sampling,
             logprobs: self.fields.logprobs,
             cache: self.bounds.cache.settings(cache.method, cache.slots, tokens),
             priority: self.fields.priority,
         })
     }
+}
 
-    fn sampling(&self, processor: &Processor) -> Result<SamplingParams, ApiError> {
-        let (fields, defaults) = (self.fields, self.defaults);
-        let mut stop_token_ids = fields.stop_token_ids.clone();
-        if !fields.ignore_eos {
-            stop_token_ids.extend_from_slice(processor.eos_token_ids());
-        }
-        stop_token_ids.sort_unstable();
-        stop_token_ids.dedup();
-        Ok(SamplingParams {
-            temperature: fields.temperature.or(defaults.temperature).unwrap_or(1.0),
-            top_p: fields.top_p.or(defaults.top_p).unwrap_or(1.0),
-            top_k: fields.top_k.or(defaults.top_k).unwrap_or(0),
-            min_p: fields.min_p,
-            repetition_penalty: fields.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
-            frequency_penalty: fields.frequency_penalty,
-            presence_penalty: fields.presence_penalty,
-            logit_bias: fields.logit_bias.clone(),
-            allowed_token_ids: fields.allowed_token_ids.clone(),
-            bad_words: processor
-                .bad_word_sequences(&fields.bad_words)
-                .map_err(|error| ApiError::internal(&error.to_string()))?,
-            // The same 64 bits; negative seeds are as good as others.
-            seed: fields.seed.map(|seed| seed as u64),
-            stop_token_ids,
-            min_tokens: fields.min_tokens,
-        })
+/// How to sample, the same for all prompts of a request: fields, else the checkpoint's `defaults`,
+/// else the API's.
+pub(crate) fn sampling(
+    fields: &GenerationFields,
+    defaults: GenerationDefaults,
+    eos_token_ids: &[u32],
+    bad_words: Vec<Vec<u32>>,
+) -> SamplingParams {
+    let mut stop_token_ids = fields.stop_token_ids.clone();
+    if !fields.ignore_eos {
+        stop_token_ids.extend_from_slice(eos_token_ids);
+    }
+    stop_token_ids.sort_unstable();
+    stop_token_ids.dedup();
+    SamplingParams {
+        temperature: fields.temperature.or(defaults.temperature).unwrap_or(1.0),
+        top_p: fields.top_p.or(defaults.top_p).unwrap_or(1.0),
+        top_k: fields.top_k.or(defaults.top_k).unwrap_or(0),
+        min_p: fields.min_p,
+        repetition_penalty: fields.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
+        frequency_penalty: fields.frequency_penalty,
+        presence_penalty: fields.presence_penalty,
+        logit_bias: fields.logit_bias.clone(),
+        allowed_token_ids: fields.allowed_token_ids.clone(),
+        bad_words,
+        // The same 64 bits; negative seeds are as good as others.
+        seed: fields.seed.map(|seed| seed as u64),
+        stop_token_ids,
+        min_tokens: fields.min_tokens,
     }
 }
 
@@ -165,7 +169,6 @@ mod tests {
             let plan = Plan {
                 fields: &fields,
                 bounds: &bounds,
-                defaults: GenerationDefaults::default(),
                 default_max_tokens: 40,
                 source: PromptSource::Messages,
             };
@@ -191,6 +194,23 @@ mod tests {
     }
 
     #[test]
+    fn sampling_takes_fields_then_the_checkpoints_defaults() {
+        let defaults = GenerationDefaults { temperature: Some(0.5), top_k: Some(7), ..Default::default() };
+        let mut fields = GenerationFields {
+            top_k: Some(3),
+            stop_token_ids: vec![9, 2],
+            seed: Some(-1),
+            ..GenerationFields::default()
+        };
+        let params = sampling(&fields, defaults, &[2, 5], vec![vec![1]]);
+        assert_eq!((params.temperature, params.top_k, params.top_p), (0.5, 3, 1.0));
+        assert_eq!((params.stop_token_ids, params.seed), (vec![2, 5, 9], Some(u64::MAX)));
+        assert_eq!(params.bad_words, [[1]]);
+        fields.ignore_eos = true;
+        assert_eq!(sampling(&fields, defaults, &[2, 5], Vec::new()).stop_token_ids, [2, 9]);
+    }
+
+    #[test]
     fn truncation_keeps_the_end() {
         let bounds = test_bounds();
         let truncated = |keep, asked| {
@@ -202,7 +222,6 @@ mod tests {
             let plan = Plan {
                 fields: &fields,
                 bounds: &bounds,
-                defaults: GenerationDefaults::default(),
                 default_max_tokens: 40,
                 source: PromptSource::Prompt,
             };
@@ -213,5 +232,6 @@ mod tests {
         assert_eq!(truncated(None, None), (200, Some(199)));
         assert_eq!(truncated(Some(5), None), (5, Some(199)));
         assert_eq!(truncated(Some(-1), Some(28)), (100, Some(199)));
+        assert_eq!(truncated(Some(-1), None), (88, Some(199)));
     }
 }

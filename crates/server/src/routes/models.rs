@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     response::{IntoResponse, Response},
 };
 
@@ -35,12 +35,14 @@ pub(crate) async fn list(State(state): State<AppState>) -> Response {
 /// One served name; it may contain slashes.
 pub(crate) async fn show(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
+    let not_found = |message| ApiError::field(ErrorKind::ModelNotFound, "model", message);
+    let Path(id) = id.map_err(|_| not_found("The model's name is not UTF-8.".into()))?;
     let names = &state.config().served_model_names;
-    let name = names.iter().find(|name| **name == id).ok_or_else(|| {
-        let message = format!("The model {:?} does not exist.", clip(&id));
-        ApiError::field(ErrorKind::ModelNotFound, "model", message)
-    })?;
+    let name = names
+        .iter()
+        .find(|name| **name == id)
+        .ok_or_else(|| not_found(format!("The model {:?} does not exist.", clip(&id))))?;
     Ok(Json(card(&state, name)).into_response())
 }

@@ -15,7 +15,8 @@ use crate::{
     generation::Bounds,
     known_fields::Route,
     layers::RequestContext,
-    limits, prompt,
+    limits::{self, Admitted},
+    prompt,
     run::with_ignored_fields,
     state::AppState,
 };
@@ -66,12 +67,14 @@ pub(crate) async fn tokenize(
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let admitted = limits::admit(&state, &context, request).await?;
+    let Admitted { body, permit: _permit } =
+        limits::admit(&state, &context, Route::Tokenize, request).await?;
     let mut ignored = IgnoredFields::default();
-    let request = TokenizeRequest::read(&Field::root(&admitted.body), state.bounds(), &mut ignored)?;
+    let request = TokenizeRequest::read(&Field::root(&body), state.bounds(), &mut ignored)?;
+    drop(body);
     let tokens = match (request.messages, request.prompt) {
         (Some(messages), _) => {
-            let chat = ChatPrompt { messages, ..request.template.prompt() };
+            let chat = ChatPrompt { messages, ..request.template.into_prompt() };
             prompt::encode_chat(&state, chat, request.add_special_tokens.unwrap_or(false)).await?
         }
         (None, text) => {
@@ -79,10 +82,12 @@ pub(crate) async fn tokenize(
             prompt::encode_text(&state, text, request.add_special_tokens.unwrap_or(true)).await?
         }
     };
-    let token_strs = request.return_token_strs.then(|| {
-        let texts = tokens.iter().map(|id| state.processor().token_text(*id).into_owned());
-        texts.collect::<Vec<_>>()
-    });
+    let (tokens, token_strs) = if request.return_token_strs {
+        let (tokens, texts) = prompt::token_texts(&state, tokens).await?;
+        (tokens, Some(texts))
+    } else {
+        (tokens, None)
+    };
     let answer = json!({
         "count": tokens.len(),
         "max_model_len": state.config().max_model_len,
@@ -118,10 +123,12 @@ pub(crate) async fn detokenize(
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let admitted = limits::admit(&state, &context, request).await?;
+    let Admitted { body, permit: _permit } =
+        limits::admit(&state, &context, Route::Detokenize, request).await?;
     let mut ignored = IgnoredFields::default();
-    let tokens = read_detokenize(&Field::root(&admitted.body), state.bounds(), &mut ignored)?;
-    let text = state.processor().decode(&tokens, false);
+    let tokens = read_detokenize(&Field::root(&body), state.bounds(), &mut ignored)?;
+    drop(body);
+    let text = prompt::decode(&state, tokens).await?;
     Ok(with_ignored_fields(Json(json!({ "prompt": text })).into_response(), &ignored))
 }
 

@@ -240,6 +240,9 @@ async fn tokenize_and_detokenize_agree_with_generation() {
             (&json!(512), &json!("<|im_start|>"))
         );
     }
+    // An empty prompt is the start token here as it is for completions.
+    let answer = server.post("/tokenize", &json!({"prompt": ""})).await.ok();
+    assert_eq!(answer["tokens"], json!([IM_START]));
     let answer = server.post("/tokenize", &json!({"prompt": "ab", "model": "tiny"})).await.ok();
     assert_eq!(answer, json!({"count": 2, "max_model_len": 512, "tokens": [97, 98], "token_strs": null}));
     for path in ["/detokenize", "/v1/detokenize"] {

@@ -30,6 +30,8 @@ pub const IM_END: u32 = 257;
 pub const DEVICE_ERROR: u32 = 0xFF;
 /// A prompt with this token, which no text has, gives logits that are not finite.
 pub const NOT_FINITE: u32 = 0xFE;
+/// A token of the tokenizer that the model has no row for.
+pub const BEYOND: &str = "<|beyond|>";
 const VOCAB_SIZE: usize = 258;
 const TEXT: &str = "Grüße! The answer is 42. ";
 
@@ -296,7 +298,8 @@ fn tokenizer() -> Value {
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
-        "added_tokens": [special(IM_START, "<|im_start|>"), special(IM_END, "<|im_end|>")],
+        "added_tokens": [special(IM_START, "<|im_start|>"), special(IM_END, "<|im_end|>"),
+                         special(IM_END + 1, BEYOND)],
         "pre_tokenizer": byte_level, "decoder": byte_level,
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []}

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::fake::{DEVICE_ERROR, NOT_FINITE, TestServer, chat_body, post};
+use crate::fake::{BEYOND, DEVICE_ERROR, NOT_FINITE, TestServer, chat_body, post};
 use axum::{
     body::Body,
     http::{Method, Request},
@@ -33,7 +33,9 @@ async fn operator_routes() {
         let model = server.get(path).await.ok();
         assert_eq!((&model["object"], &model["max_model_len"]), (&json!("model"), &json!(512)));
     }
-    assert_eq!(server.get("/v1/models/other").await.is_error(404, "model_not_found")["param"], "model");
+    for path in ["/v1/models/other", "/v1/models/%FF"] {
+        assert_eq!(server.get(path).await.is_error(404, "model_not_found")["param"], "model", "{path}");
+    }
 }
 
 #[tokio::test]
@@ -58,6 +60,14 @@ async fn wrong_routes_methods_and_types() {
         "/v1/audio/speech",
         "/v1/images/generations",
         "/v1/files/a/content",
+        "/v1/conversations/a/items",
+        "/v1/assistants/a",
+        "/v1/videos/a",
+        "/v1/realtime",
+        "/v1/realtime/sessions",
+        "/v1/evals",
+        "/v1/evals/a/runs",
+        "/v1/containers/a",
     ] {
         let answer = server.post(path, &json!({})).await;
         answer.is_error(501, "not_implemented");
@@ -110,6 +120,13 @@ async fn request_ids_are_echoed_or_made() {
     let body = json!({"prompt": "x", "max_tokens": 1, "request_id": "from-body"});
     assert_eq!(server.send(with_id("abc", body.clone())).await.header("x-request-id"), "abc");
     assert_eq!(server.post("/v1/completions", &body).await.header("x-request-id"), "from-body");
+    let wrong = json!({"prompt": "x", "n": 0, "request_id": "from-body"});
+    let refused = server.post("/v1/completions", &wrong).await;
+    refused.is_error(400, "integer_below_min_value");
+    assert_eq!(refused.header("x-request-id"), "from-body");
+    let tokenized = server.post("/tokenize", &json!({"prompt": "x", "request_id": "from-body"})).await;
+    assert!(tokenized.header("x-request-id").starts_with("req_"));
+    assert_eq!(tokenized.header("x-ignored-fields"), "request_id");
     let made = server.send(with_id("not valid", json!({}))).await;
     assert!(made.header("x-request-id").starts_with("req_"));
     made.is_error(400, "missing_required_parameter");
@@ -130,10 +147,37 @@ async fn lengths_and_sizes_that_cannot_work() {
         assert!(error["message"].as_str().is_some_and(|message| message.contains(number)), "{error}");
     }
     assert_eq!(server.chat("Hi", json!({"n": 3})).await.is_error(400, "invalid_value")["param"], "n");
+    let body = json!({"prompt": vec!["x"; 17], "n": 2, "max_tokens": 1});
+    let error = server.post("/v1/completions", &body).await.is_error(400, "invalid_value");
+    assert_eq!(error["param"], "prompt");
+    assert!(["34", "32"].iter().all(|number| error["message"].as_str().is_some_and(|m| m.contains(number))));
+    let long = server.chat(&"x".repeat(9 << 20), json!({})).await;
+    assert_eq!(long.is_error(400, "context_length_exceeded")["param"], "messages");
     let window = json!({"max_tokens": 400, "locket": {"kv_cache": {"method": "window", "slots": 4000}}});
     server.chat("Hi", window).await.ok();
     let error = server.chat("Hi", json!({"model": "gpt-4"})).await.is_error(404, "model_not_found");
     assert_eq!(error["param"], "model");
+}
+
+#[tokio::test]
+async fn tokens_that_the_model_lacks_are_the_clients_error() {
+    let server = TestServer::start();
+    let message = json!([{"role": "user", "content": BEYOND, "tool_call_id": "a"}]);
+    let rows = [
+        ("/v1/completions", json!({ "prompt": BEYOND }), "prompt"),
+        ("/tokenize", json!({ "prompt": BEYOND }), "prompt"),
+        ("/v1/chat/completions", json!({ "messages": message }), "messages"),
+        ("/v1/completions", json!({"prompt": "x", "bad_words": [BEYOND]}), "bad_words"),
+    ];
+    for (path, body, param) in rows {
+        let error = server.post(path, &body).await.is_error(400, "invalid_value");
+        assert_eq!(error["param"], param);
+        assert!(error["message"].as_str().is_some_and(|message| message.contains(BEYOND)), "{error}");
+    }
+    let message = json!([{"role": "user", "content": "Hi", "tool_call_id": "a"}]);
+    let answer = server.post("/tokenize", &json!({ "messages": message })).await;
+    answer.ok();
+    assert_eq!(answer.header("x-ignored-fields"), "messages[0].tool_call_id");
 }
 
 #[tokio::test]

@@ -38,7 +38,6 @@ fn read_message(message: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<
                 rendered.insert("reasoning_content".into(), field.string()?.into());
             }
             "tool_calls" => return Err(field.unsupported("tools are not built yet")),
-            "tool_call_id" => drop(field.string()?),
             "audio" => return Err(field.unsupported("there is no audio")),
             "function_call" => return Err(field.unsupported("it was replaced by `tool_calls`")),
             _ => ignored.push(&field),
@@ -86,6 +85,7 @@ fn read_content(field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Va
 fn read_part(part: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value, ApiError> {
     let mut is_text = false;
     let mut text = None;
+    let mut foreign = None;
     part.entries(|name, field| {
         match name {
             "type" => match field.string()? {
@@ -100,14 +100,21 @@ fn read_part(part: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value,
                 }
             },
             "text" => text = Some(field.string()?),
-            // Belongs to an image part, whose type may stand behind it.
-            "image_url" | "input_audio" | "file" => {}
+            // A part of that type is refused by its type, which may stand behind it.
+            "image_url" | "input_audio" | "file" => {
+                foreign.get_or_insert_with(|| {
+                    field.error(ErrorKind::UnsupportedValue, "does not belong into a part of the type `text`")
+                });
+            }
             _ => ignored.push(&field),
         }
         Ok(())
     })?;
     if !is_text {
         return Err(part.missing("type"));
+    }
+    if let Some(error) = foreign {
+        return Err(error);
     }
     let text = text.ok_or_else(|| part.missing("text"))?;
     Ok(json!({"type": "text", "text": text}))
@@ -184,6 +191,16 @@ mod tests {
                 json!([{"role": "user", "content": [{"image_url": {"url": "x"}, "type": "image_url"}]}]),
                 UnsupportedValue,
                 "messages[0].content[0].type",
+            ),
+            (
+                json!([{"role": "user", "content": [{"image_url": {}, "type": "text", "text": "x"}]}]),
+                UnsupportedValue,
+                "messages[0].content[0].image_url",
+            ),
+            (
+                json!([{"role": "user", "content": [{"type": "text", "text": "x", "file": {}}]}]),
+                UnsupportedValue,
+                "messages[0].content[0].file",
             ),
             (
                 json!([{"role": "user", "content": [{"type": "input_audio"}]}]),

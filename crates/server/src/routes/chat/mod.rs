@@ -20,8 +20,9 @@ use crate::{
     error::ApiError,
     fields::{Field, IgnoredFields},
     generation::PromptSource,
+    known_fields::Route,
     layers::RequestContext,
-    limits,
+    limits::{self, Admitted},
     openai::{Stamp, new_id},
     prompt,
     run::{self, Job},
@@ -34,32 +35,26 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let admitted = limits::admit(&state, &context, request).await?;
+    let Admitted { body, permit } = limits::admit(&state, &context, Route::Chat, request).await?;
     let mut ignored = IgnoredFields::default();
-    let chat = ChatRequest::read(&Field::root(&admitted.body), state.bounds(), &mut ignored)?;
-    context.set_body_id(chat.generation.request_id.as_ref());
-
-    let prompt_ids = prompt::encode_chat(
-        &state,
-        ChatPrompt { messages: chat.messages.clone(), tools: None, ..chat.template.prompt() },
-        chat.generation.add_special_tokens.unwrap_or(false),
-    )
-    .await?;
+    let mut chat = ChatRequest::read(&Field::root(&body), state.bounds(), &mut ignored)?;
+    // A stream may last long: it keeps neither the body nor the messages.
+    drop(body);
+    let messages = std::mem::take(&mut chat.messages);
+    let prompt = ChatPrompt { messages, ..std::mem::take(&mut chat.template).into_prompt() };
+    let add_special_tokens = chat.generation.add_special_tokens.unwrap_or(false);
+    let prompt_ids = prompt::encode_chat(&state, prompt, add_special_tokens).await?;
     let stamp = Stamp {
         id: new_id("chatcmpl"),
         created: unix_seconds(),
         model: chat.generation.model.clone().unwrap_or_else(|| state.bounds().primary_model()),
         system_fingerprint: state.fingerprint(chat.generation.cache),
     };
-    let job = Job::submit(
-        &state,
-        context.request_id(),
-        &chat.generation,
-        PromptSource::Messages,
-        vec![prompt_ids],
-    )?;
+    let job =
+        Job::submit(&state, context.request_id(), &chat.generation, PromptSource::Messages, vec![prompt_ids])
+            .await?;
     let response = if chat.generation.stream {
-        chunks::respond(&state, chat, stamp, job, admitted.permit)
+        chunks::respond(&state, chat, stamp, job, permit)
     } else {
         let done = job.collect(&state).await?;
         answer::respond(&state, &chat, &stamp, done)

@@ -62,12 +62,12 @@ impl TemplateFields {
     }
 
     /// A prompt without messages.
-    pub(crate) fn prompt(&self) -> ChatPrompt {
+    pub(crate) fn into_prompt(self) -> ChatPrompt {
         ChatPrompt {
-            documents: self.documents.clone(),
+            documents: self.documents,
             add_generation_prompt: self.add_generation_prompt.unwrap_or(true),
             continue_final_message: self.continue_final_message,
-            kwargs: self.kwargs.clone(),
+            kwargs: self.kwargs,
             ..ChatPrompt::default()
         }
     }
@@ -75,7 +75,7 @@ impl TemplateFields {
 
 /// Extra variables must not replace those that the server sets.
 fn read_kwargs(field: &Field<'_, '_>) -> Result<Map<String, Value>, ApiError> {
-    const RESERVED: [&str; 7] = [
+    const RESERVED: [&str; 9] = [
         "messages",
         "tools",
         "documents",
@@ -83,10 +83,15 @@ fn read_kwargs(field: &Field<'_, '_>) -> Result<Map<String, Value>, ApiError> {
         "continue_final_message",
         "chat_template",
         "tokenize",
+        "bos_token",
+        "eos_token",
     ];
     field.entries(|name, inner| {
         if RESERVED.contains(&name) {
-            return Err(inner.error(ErrorKind::InvalidValue, "is a field of the request itself"));
+            return Err(inner.error(
+                ErrorKind::InvalidValue,
+                "cannot be given here: it is a field of the request, or the model sets it",
+            ));
         }
         Ok(())
     })?;
@@ -231,7 +236,7 @@ mod tests {
         assert_eq!(request.generation.max_tokens, Some(5));
         assert_eq!(request.generation.logprobs, Some(2));
         assert_eq!(request.metadata, Some(json!({"a": "b"})));
-        assert!(request.template.prompt().add_generation_prompt);
+        assert!(request.template.into_prompt().add_generation_prompt);
         assert_eq!(ignored.as_deref(), Some("foo,bar?"));
     }
 
@@ -266,6 +271,11 @@ mod tests {
                 json!({"chat_template_kwargs": {"messages": []}}),
                 InvalidValue,
                 "chat_template_kwargs.messages",
+            ),
+            (
+                json!({"chat_template_kwargs": {"x": 1, "bos_token": ""}}),
+                InvalidValue,
+                "chat_template_kwargs.bos_token",
             ),
             (json!({"continue_final_message": true}), InvalidValue, "continue_final_message"),
             (json!({"documents": ["a"]}), InvalidType, "documents[0]"),

@@ -16,8 +16,9 @@ use crate::{
     error::{ApiError, ErrorKind},
     fields::{Field, IgnoredFields},
     generation::PromptSource,
+    known_fields::Route,
     layers::RequestContext,
-    limits,
+    limits::{self, Admitted},
     openai::{Stamp, new_id},
     prompt,
     run::{self, Job},
@@ -30,10 +31,12 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let admitted = limits::admit(&state, &context, request).await?;
+    let Admitted { body, permit } = limits::admit(&state, &context, Route::Completions, request).await?;
     let mut ignored = IgnoredFields::default();
-    let mut completion = CompletionRequest::read(&Field::root(&admitted.body), state.bounds(), &mut ignored)?;
-    context.set_body_id(completion.generation.request_id.as_ref());
+    let mut completion = CompletionRequest::read(&Field::root(&body), state.bounds(), &mut ignored)?;
+    // A stream may last long: it keeps neither the body nor the prompts.
+    drop(body);
+    check_queue(completion.prompts.len(), completion.generation.choices(), state.engine().max_waiting())?;
 
     let add_special_tokens = completion.generation.add_special_tokens.unwrap_or(true);
     let prompts = std::mem::take(&mut completion.prompts);
@@ -48,9 +51,9 @@ pub(crate) async fn create(
         system_fingerprint: state.fingerprint(completion.generation.cache),
     };
     let fields = &completion.generation;
-    let job = Job::submit(&state, context.request_id(), fields, PromptSource::Prompt, prompt_ids)?;
+    let job = Job::submit(&state, context.request_id(), fields, PromptSource::Prompt, prompt_ids).await?;
     let response = if completion.generation.stream {
-        chunks::respond(&state, completion, stamp, job, admitted.permit)
+        chunks::respond(&state, completion, stamp, job, permit)
     } else {
         let done = job.collect(&state).await?;
         answer::respond(&state, &completion, &stamp, done)
@@ -58,19 +61,24 @@ pub(crate) async fn create(
     Ok(run::with_ignored_fields(response, &ignored))
 }
 
-/// Prompt ids. An empty text is the start token alone.
-async fn encode(state: &AppState, prompt: Prompt, add_special_tokens: bool) -> Result<Vec<u32>, ApiError> {
-    let text = match prompt {
-        Prompt::Ids(ids) => return Ok(ids),
-        Prompt::Text(text) => text,
-    };
-    let ids = prompt::encode_text(state, text, add_special_tokens).await?;
-    if !ids.is_empty() {
-        return Ok(ids);
+/// Refuses what no queue can hold, however empty: `n` choices of each prompt wait at once.
+fn check_queue(prompts: usize, n: u32, max_waiting: usize) -> Result<(), ApiError> {
+    let sequences = prompts.saturating_mul(n as usize);
+    if sequences <= max_waiting {
+        return Ok(());
     }
-    let start = state.processor().bos_token_id().ok_or_else(|| {
-        let message = "`prompt` is empty, and this model has no start token that could stand for it.";
-        ApiError::field(ErrorKind::EmptyString, "prompt", message)
-    })?;
-    Ok(vec![start])
+    let param = if prompts > 1 { "prompt" } else { "n" };
+    let message = format!(
+        "The request asks for {sequences} choices ({prompts} prompts, `n` is {n}), \
+         but this server queues at most {max_waiting}."
+    );
+    Err(ApiError::field(ErrorKind::InvalidValue, param, message))
+}
+
+/// Prompt ids.
+async fn encode(state: &AppState, prompt: Prompt, add_special_tokens: bool) -> Result<Vec<u32>, ApiError> {
+    match prompt {
+        Prompt::Ids(ids) => Ok(ids),
+        Prompt::Text(text) => prompt::encode_text(state, text, add_special_tokens).await,
+    }
 }
