@@ -138,7 +138,13 @@ fn server_config(
         },
         generation: checkpoint.generation,
         version: crate::VERSION.into(),
-        fingerprint: format!("{}-{}-{:?}", checkpoint.fingerprint, checkpoint.quantization, config.backend),
+        fingerprint: format!(
+            "{}-{}-{:?}-{}",
+            checkpoint.fingerprint,
+            checkpoint.quantization,
+            config.backend,
+            plan.cache.slot_type.name()
+        ),
         ..ServerConfig::default()
     }
 }
