@@ -156,7 +156,8 @@ async fn routes_methods_and_media_types() {
     assert_eq!(status, 413);
     check(&response, "request_too_large", "");
 
-    for path in ["/v1/embeddings", "/v1/responses", "/v1/audio/speech", "/v1/images/generations"] {
+    for path in ["/v1/embeddings", "/v1/responses", "/v1/audio/speech", "/v1/images/generations", "/v1/evals"]
+    {
         let (status, response) = server.post(path, &json!({})).await;
         assert_eq!(status, 501, "{path}: {response}");
         assert_eq!(response["error"]["code"], "not_implemented");
@@ -179,6 +180,7 @@ async fn request_ids_and_ignored_fields_are_told() {
     assert_eq!(response.headers()["x-request-id"], "abc-123");
     assert_eq!(response.headers()["x-ignored-fields"], "colour,flavour");
     assert!(response.headers().contains_key("openai-processing-ms"));
+    assert_eq!(response.headers()["openai-version"], "2020-10-01");
     let response = post(json!({})).await.unwrap();
     assert_eq!(response.headers()["x-request-id"], "abc-123");
     let response = server.client().get(format!("{}/v1/models", server.url())).send().await.unwrap();

@@ -60,6 +60,7 @@ async fn a_full_queue_is_told_with_retry_after() {
     assert_eq!(response.status(), 503);
     let retry: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=120).contains(&retry));
+    assert_eq!(response.headers()["retry-after-ms"].to_str().unwrap(), (retry * 1000).to_string());
     let body: Value = response.json().await.unwrap();
     assert_eq!(body["error"]["code"], "server_overloaded");
     assert_eq!(body["error"]["type"], "server_error");

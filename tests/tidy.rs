@@ -117,18 +117,3 @@ fn unsafe_code_is_where_it_belongs() {
         }
     }
 }
-
-/// Sizes are printed, not enforced: `cargo test -p locket-tests --test tidy -- --nocapture`.
-#[test]
-fn print_sizes() {
-    let mut sizes: Vec<(usize, PathBuf)> = files()
-        .into_iter()
-        .filter(|path| path.extension().is_some_and(|kind| kind == "rs"))
-        .map(|path| (text(&path).map_or(0, |content| content.lines().count()), path))
-        .collect();
-    sizes.sort_by(|a, b| b.cmp(a));
-    for (lines, path) in sizes.iter().take(20) {
-        println!("{lines:5} {}", path.display());
-    }
-    assert!(!sizes.is_empty());
-}
