@@ -313,7 +313,7 @@ pub static SETTINGS: &[Setting] = &[
         Group::Engine,
         Kind::Integer { min: 1, max: 1 << 20, unit: "sequences" },
         Preset::Value("256"),
-        "Length of the queue for a free block; beyond it requests get 429 with Retry-After.",
+        "Length of the queue for a free block; beyond it requests get 503 with Retry-After.",
     ),
     setting(
         "max-running",
