@@ -3,9 +3,11 @@
 //! Usage: `kernel_bench [threads]`, 0 or nothing for all cores.
 //!
 //! Floors. With VNNI a 512-bit dot does 64 multiply-adds; Zen 4 starts one per cycle and core,
-//! and a block of 32 columns by 16 rows takes 8 dots and 3 (Q4_1) or 2 (Q8_0) multiplications on
-//! the same pipes: at 3.7 GHz at most 172 (Q4_1) or 189 (Q8_0) GMAC/s a core. With AVX2 a dot of
-//! 32 takes two instructions on two pipes: half of that or less. One row must stream the weights:
+//! and a block of 32 columns by 16 rows (512 multiply-adds) takes 16 dots, 8 for each digit of the
+//! activations, 3 (Q4_1) or 2 (Q8_0) multiplications, and a shift, a subtraction and an addition to
+//! join the digits. If all share the dots' pipes, that is 22 or 21 cycles: at 3.7 GHz 86 (Q4_1) or 90
+//! (Q8_0) GMAC/s a core; at most 100 or 105 where the last three find other pipes. With AVX2 a dot
+//! of 32 takes two instructions on two pipes: half of that or less. One row must stream the weights:
 //! 20 bytes (Q4_1) or 34 bytes (Q8_0) per 32 multiply-adds, so that 40 GB/s of memory bandwidth
 //! allow 64 or 38 GMAC/s. A decode step of SmolLM2 reads 66 MB of Q4_1 and 30 MB of Q8_0: 2.4 ms.
 

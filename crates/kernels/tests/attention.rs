@@ -219,3 +219,37 @@ fn large_values_saturate_as_halves() {
     assert!(out[..8].iter().all(|x| x.is_finite()), "row 0 does not see row 1");
     assert!(out[8..].iter().all(|x| x.is_finite()));
 }
+
+#[test]
+fn jobs_that_could_touch_others_memory_are_refused() {
+    let shape = AttentionShape { heads: 2, kv_heads: 2, head_dim: 16, scale: 0.25, number: SlotNumber::F32 };
+    let case = Case::new(3, shape, 6, None);
+    let layout = KvLayout::new(2, 16, 6);
+    let memory = AlignedBuf::zeroed(layout.layer_len() * shape.number.bytes());
+    let job = |first_row: usize, rows: usize| {
+        let place = KvPlace { layout, base: 0 };
+        AttentionJob { place, first_row, rows, slots_before: 0, id: 0 }
+    };
+    let runs = |jobs: &[AttentionJob]| {
+        let run = || {
+            let mut out = vec![0.0; 6 * 32];
+            let rows = AttentionRows { queries: &case.rows, query_stride: case.stride, out: &mut out };
+            let team = &mut Team::new(1).unwrap();
+            Attention::new(shape, 1).run(team, Isa::best(), &memory, jobs, rows, None);
+        };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_ok()
+    };
+    assert!(runs(&[job(0, 2), job(2, 4)]));
+    assert!(!runs(&[job(0, 3), job(2, 4)]), "overlapping rows");
+    assert!(!runs(&[job(2, 4), job(0, 2)]), "descending rows");
+    assert!(!runs(&[job(0, 0)]), "no rows");
+    assert!(!runs(&[job(0, 7)]), "more rows than there are");
+    assert!(!runs(&[job(usize::MAX, 2)]), "a sum that wraps");
+    for layout in [KvLayout::new(1, 16, 6), KvLayout::new(2, 8, 6)] {
+        let place = KvPlace { layout, base: 0 };
+        assert!(!runs(&[AttentionJob { place, ..job(0, 2) }]), "a layer of another shape");
+    }
+    let place = KvPlace { layout, base: usize::MAX };
+    assert!(!runs(&[AttentionJob { place, ..job(0, 2) }]), "a layer beyond the memory");
+    assert!(!runs(&[AttentionJob { slots_before: usize::MAX, ..job(0, 2) }]), "slots beyond the layer");
+}

@@ -65,6 +65,11 @@ impl KvLayout {
         self.kv_heads * self.slots * (self.head_dim + self.value_width())
     }
 
+    /// Whether a layer of this layout has `kv_heads` heads of `head_dim` dimensions.
+    pub(super) fn fits(&self, kv_heads: usize, head_dim: usize) -> bool {
+        (self.kv_heads, self.head_dim) == (kv_heads, head_dim)
+    }
+
     pub(super) fn value_width(&self) -> usize {
         self.head_dim.next_multiple_of(LANES)
     }

@@ -58,6 +58,11 @@ impl QuantRows {
         Self { blocks: vec![ActBlock::default(); max_rows * width / QUANT_BLOCK], max_rows, width }
     }
 
+    /// Bytes of one row of `width` numbers.
+    pub fn row_bytes(width: usize) -> usize {
+        width.div_ceil(QUANT_BLOCK) * size_of::<ActBlock>()
+    }
+
     /// Rows that fit.
     pub fn max_rows(&self) -> usize {
         self.max_rows

@@ -28,6 +28,9 @@ const PACK: usize = 6;
 /// Partial results of split sequences, all tasks of one call.
 const MAX_PARTIALS: usize = 4096;
 
+/// Tasks that there is room for from the start.
+const FIRST_TASKS: usize = 1024;
+
 /// Geometry, the same for all layers but the window.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
@@ -115,28 +118,36 @@ impl Attention {
     /// If the shape contradicts itself.
     pub fn new(shape: AttentionShape, threads: usize) -> Self {
         assert!(
-            shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
+            shape.heads > 0 && shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
             "query heads per key/value head"
         );
         assert!(shape.head_dim > 0 && shape.head_dim.is_multiple_of(8), "head_dim must be a multiple of 8");
-        let state = state_len(&shape);
         Self {
             shape,
-            tasks: Vec::with_capacity(1024),
+            tasks: Vec::with_capacity(FIRST_TASKS),
             scratch: vec![0.0; threads * scratch_len(&shape)],
-            partials: vec![0.0; MAX_PARTIALS * state],
+            partials: vec![0.0; MAX_PARTIALS * state_len(&shape)],
         }
+    }
+
+    /// Bytes that [`Self::new`] allocates.
+    pub fn bytes_for(shape: AttentionShape, threads: usize) -> usize {
+        let numbers = threads * scratch_len(&shape) + MAX_PARTIALS * state_len(&shape);
+        FIRST_TASKS * size_of::<Task>() + numbers * size_of::<f32>()
     }
 
     /// Bytes held.
     pub fn num_bytes(&self) -> usize {
-        size_of_val(self.scratch.as_slice()) + size_of_val(self.partials.as_slice())
+        let numbers = self.scratch.len() + self.partials.len();
+        self.tasks.capacity() * size_of::<Task>() + numbers * size_of::<f32>()
     }
 
-    /// Attends all rows of `jobs`. `window` is `None` for full attention.
+    /// Attends all rows of `jobs`, which ascend: no job starts before the end of the one before it.
+    /// `window` is `None` for full attention.
     ///
     /// # Panics
-    /// If rows or slots do not exist, or the team is larger than promised.
+    /// If rows or slots do not exist, jobs have no rows, share some or are of another shape, or the
+    /// team is larger than promised.
     pub fn run(
         &mut self,
         team: &mut Team,
@@ -150,13 +161,23 @@ impl Attention {
         let q_dim = shape.heads * shape.head_dim;
         assert!(self.scratch.len() >= team.num_threads() * scratch_len(&shape), "scratch per thread");
         let numbers = memory.num_bytes() / shape.number.bytes();
+        assert!(q_dim <= rows.query_stride, "queries lie in a row");
+        let num_rows = (rows.queries.len() / rows.query_stride).min(rows.out.len() / q_dim);
+        let mut free_row = 0;
         for job in jobs {
+            let layout = job.place.layout;
+            assert!(layout.fits(shape.kv_heads, shape.head_dim), "a layer of this shape");
+            // Tasks write to their rows at once, so no two may have the same; subtractions instead of
+            // sums, because sums may wrap.
+            assert!(job.rows > 0, "a job has rows");
+            assert!(job.first_row >= free_row, "rows of jobs ascend and do not overlap");
+            assert!(job.rows <= num_rows && job.first_row <= num_rows - job.rows, "rows exist");
+            let slots = layout.slots();
+            assert!(job.rows <= slots && job.slots_before <= slots - job.rows, "slots of a job exist");
+            let layer = layout.layer_len();
+            assert!(layer <= numbers && job.place.base <= numbers - layer, "the layer exists");
             let last_row = job.first_row + job.rows;
-            assert!(job.slots_before + job.rows <= job.place.layout.slots(), "slots of a job exist");
-            assert!(job.place.base + job.place.layout.layer_len() <= numbers, "the layer exists");
-            assert!(q_dim <= rows.query_stride, "queries lie in a row");
-            assert!(last_row * rows.query_stride <= rows.queries.len(), "query rows exist");
-            assert!(last_row * q_dim <= rows.out.len(), "output rows exist");
+            free_row = last_row;
             if let Some(window) = &window {
                 let (positions, stride) = window.slots.slot_positions(job.id);
                 let filled = (shape.kv_heads - 1) * stride + job.slots_before + job.rows;
