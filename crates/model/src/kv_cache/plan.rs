@@ -34,6 +34,10 @@ impl SlotType {
     }
 }
 
+/// The CPU backend's blocks have whole groups of this many slots, and its values whole groups of
+/// this many dimensions, so that vector registers are full.
+const PADDING: u64 = 16;
+
 /// Blocks of one size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockClass {
@@ -70,17 +74,20 @@ pub struct PlanRequest {
 }
 
 impl CachePlan {
-    /// Bytes of one block of `capacity` slots: keys, values and side arrays. `u64::MAX` if they
-    /// cannot be counted, which no budget pays for.
+    /// Bytes of one block of `capacity` slots, rounded up to 16 as the CPU backend does: keys,
+    /// values and side arrays. `u64::MAX` if they cannot be counted, which no budget pays for.
     pub fn block_bytes(geometry: CacheGeometry, slot_type: SlotType, capacity: u32) -> u64 {
-        Self::slot_bytes(geometry, slot_type).saturating_mul(u64::from(capacity))
+        Self::slot_bytes(geometry, slot_type).saturating_mul(u64::from(capacity).next_multiple_of(PADDING))
     }
 
-    /// Bytes that one token takes in all layers and heads: a key, a value and a position each.
+    /// Bytes that one token takes in all layers and heads: a key, a value (its dimensions rounded
+    /// up to 16) and a position each.
     pub fn slot_bytes(geometry: CacheGeometry, slot_type: SlotType) -> u64 {
         let position = size_of::<u32>() as u64;
-        (2 * slot_type.bytes() as u64)
-            .saturating_mul(geometry.head_dim as u64)
+        let key = geometry.head_dim as u64;
+        let value = key.checked_next_multiple_of(PADDING).unwrap_or(u64::MAX);
+        key.saturating_add(value)
+            .saturating_mul(slot_type.bytes() as u64)
             .saturating_add(position)
             .saturating_mul(geometry.num_layers as u64)
             .saturating_mul(geometry.num_kv_heads as u64)
@@ -200,7 +207,7 @@ impl CachePlan {
 fn does_not_fit(request: &PlanRequest, capacity: u32) -> Error {
     let needed = CachePlan::block_bytes(request.geometry, request.slot_type, capacity);
     let slot = CachePlan::slot_bytes(request.geometry, request.slot_type);
-    let possible = request.budget_bytes.checked_div(slot).unwrap_or(0);
+    let possible = request.budget_bytes.checked_div(slot).unwrap_or(0) / PADDING * PADDING;
     let narrower = match request.slot_type {
         SlotType::F32 => "--cache-dtype f16 (half the bytes)",
         SlotType::F16 | SlotType::Bf16 => "a narrower --cache-dtype, if it is not the narrowest already",
@@ -249,6 +256,17 @@ mod tests {
     }
 
     #[test]
+    fn what_backends_pad_is_counted() {
+        let geometry = CacheGeometry { num_layers: 2, num_kv_heads: 3, head_dim: 40 };
+        // Values take 48 dimensions.
+        let slot = 2 * 3 * ((40 + 48) * 2 + 4);
+        assert_eq!(CachePlan::slot_bytes(geometry, SlotType::F16), slot);
+        for (capacity, slots) in [(1, 16), (16, 16), (17, 32), (u32::MAX, 1 << 32)] {
+            assert_eq!(CachePlan::block_bytes(geometry, SlotType::F16, capacity), slots * slot);
+        }
+    }
+
+    #[test]
     fn classes_share_bytes_equally() {
         // Budget of 48 blocks of the smallest class: 16 units for each class.
         let unit = CachePlan::block_bytes(SMOL, SlotType::F16, 256);
@@ -275,7 +293,7 @@ mod tests {
         for part in [
             "191692800",
             "100000000",
-            "--max-model-len (at most 4273",
+            "--max-model-len (at most 4272",
             "--cache-dtype",
             "--memory-budget",
             "window",
