@@ -121,7 +121,7 @@ fn stored_type(code: u32) -> Result<StoredType, String> {
         1 => Ok(StoredType::F16),
         30 => Ok(StoredType::Bf16),
         _ => BlockType::from_code(code).map(StoredType::Quantized).ok_or_else(|| {
-            let known = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2_K to Q6_K, Q8_K";
+            let known = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K";
             format!("type {code} cannot be read here; known are {known}")
         }),
     }

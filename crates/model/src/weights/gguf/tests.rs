@@ -89,8 +89,10 @@ fn wrong_magic_version_and_types_are_refused() {
     refused(&tiny().set("x", raw(13, &[])), "value type 13");
     refused(&tiny().set("x", raw(7, &[&[2]])), "truth value");
     let mut file = tiny();
-    file.tensor("output.weight").kind = 16;
-    refused(&file, "type 16");
+    for kind in [9, 15, 16] {
+        file.tensor("output.weight").kind = kind;
+        refused(&file, &format!("type {kind}"));
+    }
     file.tensor("output.weight").kind = u32::MAX;
     refused(&file, "cannot be read here");
 }
@@ -176,13 +178,11 @@ fn every_block_format_has_its_size_from_the_table() {
         (6, 32, 22),
         (7, 32, 24),
         (8, 32, 34),
-        (9, 32, 36),
         (10, 256, 84),
         (11, 256, 110),
         (12, 256, 144),
         (13, 256, 176),
         (14, 256, 210),
-        (15, 256, 292),
         (30, 1, 2),
     ] {
         assert_eq!(stored_type(code).unwrap().block(), Some((numbers, bytes)), "type {code}");
