@@ -7,9 +7,13 @@ use crate::{
     Error, Model,
     kv_cache::CacheGeometry,
     llama::{Layer, Llama, LlamaWeights},
-    ops::{Ops, OpsConfig, RawTensor, WeightRole, WeightSpec, cpu::CpuOps, reference::ReferenceOps},
+    ops::{
+        Ops, OpsConfig, RawTensor, WeightRole, WeightSpec,
+        cpu::{self, CpuOps},
+        reference::ReferenceOps,
+    },
     weights::{
-        TensorInfo,
+        StoredType, TensorInfo,
         names::{self, Part},
     },
 };
@@ -128,12 +132,17 @@ impl<O: Ops> Preparer<'_, O> {
     }
 }
 
-/// Weights in the backend's form plus registers for `max_batch_rows`; logits belong to the caller.
+/// Rows of logits that the engine is expected to hold at once: its default of most running sequences.
+const LOGIT_ROWS: usize = 64;
+
+/// Weights in the backend's form, workspace for `max_batch_rows`, and the caller's logits.
 ///
 /// The reference backend widens every tensor to f32 and has about two sets of registers alive at
 /// once. The CPU backend keeps each matrix in its stored type, its rows padded to the kernels'
-/// groups; `Q4_0` takes the form of `Q4_1`. Its input registers exist in 16 bits as well, and the
-/// attention's scratch, which does not depend on the rows, is not counted.
+/// groups; `Q4_0` takes the form of `Q4_1`. How many threads it will have is not known here: scratch
+/// is counted for all physical cores, which is what it takes unless told otherwise. A step samples one
+/// row per running sequence, so logits are counted for [`LOGIT_ROWS`] rows or all, if they are fewer;
+/// every further sequence that may run takes another `4 * vocab_size` bytes.
 pub(super) fn planned_bytes(checkpoint: &Checkpoint, backend: Backend, max_batch_rows: usize) -> u64 {
     let Checkpoint { config, weights, naming, .. } = checkpoint;
     let mut bytes = 0u64;
@@ -147,22 +156,53 @@ pub(super) fn planned_bytes(checkpoint: &Checkpoint, backend: Backend, max_batch
         Ok(())
     });
     debug_assert!(visited.is_ok(), "the closure never fails");
-    let inputs = config.hidden_size + config.q_dim() + config.intermediate_size;
-    let registers = inputs + config.hidden_size + config.qkv_dim() + 2 * config.intermediate_size;
-    let row_bytes = match backend {
-        // Two more of the residual's width for the head; 32 rounded numbers and their scales are 80 bytes.
+    let workspace = match backend {
         Backend::Cpu => {
-            let rounded = inputs + config.hidden_size;
-            4 * (registers + 2 * config.hidden_size) + rounded * 80 / 32
+            let scratch_width = scratch_width(checkpoint);
+            cpu::workspace_bytes(config, max_batch_rows, threads::resolve(0), scratch_width)
         }
-        _ => 2 * 4 * registers,
+        _ => None,
     };
-    bytes + max_batch_rows as u64 * row_bytes as u64
+    let workspace = workspace.unwrap_or_else(|| {
+        let outputs = config.q_dim() + config.qkv_dim();
+        2 * 4 * max_batch_rows * (2 * config.hidden_size + outputs + 3 * config.intermediate_size)
+    });
+    let logits = max_batch_rows.min(LOGIT_ROWS) * config.vocab_size * size_of::<f32>();
+    bytes + workspace as u64 + logits as u64
 }
 
-/// Bytes of a matrix in the CPU kernels' groups of 16 rows.
+/// Numbers per row of the CPU backend's scratch: where matrices of several types are stacked, products
+/// with a type that has no kernel cannot go straight to their place.
+pub(super) fn scratch_width(checkpoint: &Checkpoint) -> usize {
+    let Checkpoint { config, weights, naming, .. } = checkpoint;
+    let stacked = [&[Part::Q, Part::K, Part::V][..], &[Part::Gate, Part::Up]];
+    let of_layer = |layer: usize| {
+        stacked.map(|parts| {
+            let infos = parts.iter().filter_map(|part| weights.info(&part.name(*naming, layer)));
+            let infos: Vec<&TensorInfo> = infos.collect();
+            // Neighbours of one type are one product, which is as wide as the whole.
+            let runs: Vec<&[&TensorInfo]> = infos.chunk_by(|a, b| a.stored == b.stored).collect();
+            let rows = |run: &&[&TensorInfo]| run.iter().filter_map(|info| info.shape.first()).sum();
+            let without_kernel = runs.iter().filter(|run| !has_kernel(run[0].stored)).map(rows);
+            if runs.len() > 1 { without_kernel.max().unwrap_or(0) } else { 0 }
+        })
+    };
+    (0..config.num_layers).flat_map(of_layer).max().unwrap_or(0)
+}
+
+fn has_kernel(stored: StoredType) -> bool {
+    match stored {
+        StoredType::Quantized(block) => cpu::kernel_format(block.dtype()).is_some(),
+        _ => true,
+    }
+}
+
+/// Bytes of a matrix in the CPU kernels' groups of 16 rows, or as stored if they have not its type.
 fn packed_bytes(info: &TensorInfo) -> u64 {
     const GROUP_ROWS: u64 = 16;
+    if !has_kernel(info.stored) {
+        return info.len as u64;
+    }
     let rows = info.shape.first().map_or(1, |&rows| rows as u64);
     let row_bytes = info.len as u64 / rows.max(1);
     let row_bytes = if info.stored.name() == "Q4_0" { row_bytes * 20 / 18 } else { row_bytes };

@@ -138,8 +138,9 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Bytes of weights and workspace that [`Self::build`] will hold, before it is called: an
-    /// estimate for the memory plan. [`Model::memory`] tells the exact figure afterwards.
+    /// Bytes of weights and workspace that [`Self::build`] will hold, before it is called, and of the
+    /// logits that the engine will hold beside them: an estimate for the memory plan.
+    /// [`Model::memory`] tells the model's exact share afterwards.
     pub fn planned_bytes(&self, backend: Backend, max_batch_rows: usize) -> u64 {
         build::planned_bytes(self, backend, max_batch_rows)
     }

@@ -1,4 +1,4 @@
-//! Serving on CPUs: packed weights, flat registers with an 16-bit form, a thread team.
+//! Serving on CPUs: packed weights, flat registers with a 16-bit form, a thread team.
 //!
 //! Nothing is allocated in a step once the largest batch was seen (block formats without a kernel
 //! here, which candle multiplies, are the exception). Every row's arithmetic is independent of
@@ -10,7 +10,7 @@ mod weight;
 use locket_kernels::cpu::{
     Isa, QUANT_BLOCK, QuantRows, Team,
     attention::{Attention, AttentionJob, AttentionRows, AttentionShape, SlotPositions, Window},
-    kv::KvRows,
+    kv::{KvRows, SlotNumber},
     rows::{self, RmsNorm, Rope, RopePairs},
 };
 
@@ -22,6 +22,7 @@ use super::{Ops, OpsConfig, Reg, WeightSpec, rope};
 use crate::{Batch, BlockId, Error, MemoryUse, ModelConfig, config::RopeStyle, kv_cache::CacheSettings};
 
 pub use self::weight::CpuWeight;
+pub(crate) use self::weight::kernel_format;
 
 /// Registers, by [`Reg`].
 const REGISTERS: [Reg; 6] = [Reg::H, Reg::X, Reg::Qkv, Reg::Attn, Reg::GateUp, Reg::Act];
@@ -90,18 +91,9 @@ impl CpuOps {
         check_geometry(model)?;
         let team = Team::new(config.threads).map_err(|error| Error::Device(format!("threads: {error}")))?;
         let rows = config.max_batch_rows;
-        let registers = REGISTERS.map(|reg| {
-            let is_input = matches!(reg, Reg::X | Reg::Attn | Reg::Act);
-            Register::new(rows, width_of(model, reg), is_input)
-        });
+        let registers = REGISTERS.map(|reg| Register::new(rows, width_of(model, reg), is_input(reg)));
         let cache = Cache::new(&config.cache);
-        let shape = AttentionShape {
-            heads: model.num_heads,
-            kv_heads: model.num_kv_heads,
-            head_dim: model.head_dim,
-            scale: 1.0 / (model.head_dim as f32).sqrt(),
-            number: cache.number,
-        };
+        let shape = attention_shape(model, cache.number);
         let (inv_freq, rope_factor) = rope::frequencies(&model.rope);
         let angles = rows * inv_freq.len();
         Ok(Self {
@@ -154,7 +146,8 @@ impl CpuOps {
         Ok(())
     }
 
-    /// Takes a register out so that another can be borrowed beside it.
+    /// Takes a register out so that another can be borrowed beside it. A panic before [`Self::put`]
+    /// loses its numbers; [`Ops::upload`] gives the register its length back.
     fn take(&mut self, reg: Reg) -> Vec<f32> {
         std::mem::take(&mut self.registers[reg as usize].data)
     }
@@ -184,9 +177,51 @@ impl Register {
         Self { width, data: vec![0.0; rows * width], quant, quant_is_current: false }
     }
 
+    /// Full length again, whatever a panic in an earlier step left; usually that changes nothing.
+    fn restore(&mut self, rows: usize) {
+        self.data.resize(rows * self.width, 0.0);
+        self.quant_is_current = false;
+    }
+
     fn num_bytes(&self) -> usize {
         size_of_val(self.data.as_slice()) + self.quant.as_ref().map_or(0, QuantRows::num_bytes)
     }
+}
+
+fn attention_shape(model: &ModelConfig, number: SlotNumber) -> AttentionShape {
+    AttentionShape {
+        heads: model.num_heads,
+        kv_heads: model.num_kv_heads,
+        head_dim: model.head_dim,
+        scale: 1.0 / (model.head_dim as f32).sqrt(),
+        number,
+    }
+}
+
+/// Bytes of [`MemoryUse::workspace`] for `rows` rows and a team of `threads`, with products that need
+/// `scratch_width` numbers of scratch per row; `None` if the kernels cannot run this geometry.
+pub(crate) fn workspace_bytes(
+    model: &ModelConfig,
+    rows: usize,
+    threads: usize,
+    scratch_width: usize,
+) -> Option<usize> {
+    check_geometry(model).ok()?;
+    let row = |width: usize, is_input: bool| {
+        let quant = is_input && width.is_multiple_of(QUANT_BLOCK);
+        4 * width + if quant { QuantRows::row_bytes(width) } else { 0 }
+    };
+    let registers: usize = REGISTERS.iter().map(|&reg| row(width_of(model, reg), is_input(reg))).sum();
+    let head = row(model.hidden_size, true) + 4 * model.hidden_size;
+    let angles = 4 * model.rope.rotary_dim;
+    // Scratch is f32 whatever the slots are.
+    let attention = Attention::bytes_for(attention_shape(model, SlotNumber::F32), threads);
+    Some(rows * (registers + head + angles + 4 * scratch_width) + attention)
+}
+
+/// Whether products read the register.
+fn is_input(reg: Reg) -> bool {
+    matches!(reg, Reg::X | Reg::Attn | Reg::Act)
 }
 
 fn width_of(model: &ModelConfig, reg: Reg) -> usize {
@@ -231,6 +266,8 @@ impl Ops for CpuOps {
         if let Form::Matrix(matrix) = &weight.0 {
             self.quantized |= matrix.takes_quantized();
             let scratch = matrix.scratch_width() * self.config.max_batch_rows;
+            // Exactly, or growing would take up to twice that.
+            self.scratch.reserve_exact(scratch.saturating_sub(self.scratch.len()));
             self.scratch.resize(self.scratch.len().max(scratch), 0.0);
         }
         self.weight_bytes += weight.num_bytes();
@@ -239,6 +276,9 @@ impl Ops for CpuOps {
 
     fn upload(&mut self, batch: &Batch) -> Result<CpuStep, Error> {
         self.check(batch)?;
+        for register in &mut self.registers {
+            register.restore(self.config.max_batch_rows);
+        }
         self.batch.clone_from(batch);
         self.cos.clear();
         self.sin.clear();
@@ -455,10 +495,11 @@ impl Ops for CpuOps {
 
     fn memory(&self) -> MemoryUse {
         let registers: usize = self.registers.iter().chain([&self.head]).map(Register::num_bytes).sum();
-        let buffers = [&self.head_residual, &self.scratch].map(|buffer| size_of_val(buffer.as_slice()));
+        let buffers = [&self.head_residual, &self.scratch, &self.cos, &self.sin];
+        let buffers: usize = buffers.iter().map(|buffer| buffer.capacity() * size_of::<f32>()).sum();
         MemoryUse {
             weights: self.weight_bytes as u64,
-            workspace: (registers + buffers.iter().sum::<usize>() + self.attention.num_bytes()) as u64,
+            workspace: (registers + buffers + self.attention.num_bytes()) as u64,
             cache: self.cache.num_bytes() as u64,
         }
     }

@@ -34,12 +34,28 @@ pub(super) struct Matrix {
 
 enum Part {
     Packed(PackedMatrix),
-    /// A stored type without a kernel here: candle's row-by-row dot, on candle's threads.
+    /// A stored type without a kernel here: candle's row-by-row dot. It runs on candle's own threads,
+    /// one pool for the process, whose size `OpsConfig::threads` cannot set: candle reads it from
+    /// `CANDLE_NUM_THREADS`, else `RAYON_NUM_THREADS`, when the pool is first used, and takes all
+    /// cores if neither is set.
     Candle {
         blocks: Box<dyn QuantizedType>,
         rows: usize,
         bytes: usize,
     },
+}
+
+/// The kernels' name of a stored type, if they have it.
+pub(crate) fn kernel_format(dtype: GgmlDType) -> Option<WeightFormat> {
+    match dtype {
+        GgmlDType::Q4_0 => Some(WeightFormat::Q4_0),
+        GgmlDType::Q4_1 => Some(WeightFormat::Q4_1),
+        GgmlDType::Q8_0 => Some(WeightFormat::Q8_0),
+        GgmlDType::F16 => Some(WeightFormat::F16),
+        GgmlDType::BF16 => Some(WeightFormat::Bf16),
+        GgmlDType::F32 => Some(WeightFormat::F32),
+        _ => None,
+    }
 }
 
 /// Stored rows of one type, not yet packed.
@@ -154,16 +170,7 @@ impl<'a> Stored<'a> {
 
     fn quantized(tensor: &'a QTensor, rows: usize) -> Result<Self, Error> {
         let dtype = tensor.dtype();
-        let format = match dtype {
-            GgmlDType::Q4_0 => Some(WeightFormat::Q4_0),
-            GgmlDType::Q4_1 => Some(WeightFormat::Q4_1),
-            GgmlDType::Q8_0 => Some(WeightFormat::Q8_0),
-            GgmlDType::F16 => Some(WeightFormat::F16),
-            GgmlDType::BF16 => Some(WeightFormat::Bf16),
-            GgmlDType::F32 => Some(WeightFormat::F32),
-            _ => None,
-        };
-        Ok(Self { format, dtype, bytes: tensor.data()?, rows })
+        Ok(Self { format: kernel_format(dtype), dtype, bytes: tensor.data()?, rows })
     }
 
     fn pack(self, cols: usize) -> Result<Part, Error> {
