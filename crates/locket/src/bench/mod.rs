@@ -1,8 +1,8 @@
-//! `locket bench`: a load generator for any OpenAI-compatible server, and the engine's step costs.
+//! `locket bench`: a load generator for any OpenAI-compatible server, and the engine alone.
 //!
 //! The load generator speaks plain HTTP and knows nothing of the server behind it, so that locket
 //! and its peers are measured by the same ruler. `--offline` drives [`locket_model::Model`] in this
-//! process, without scheduler, sampler or HTTP: what is left is the cost of a step.
+//! process, then [`locket_engine`] over it: the cost of a step, and of scheduling and sampling.
 
 mod arrivals;
 mod client;
@@ -25,7 +25,7 @@ pub struct BenchArgs {
     #[arg(value_name = "MODEL", requires = "offline")]
     pub checkpoint: Option<PathBuf>,
 
-    /// Measure prefill and decode steps of a model in this process instead of loading a server.
+    /// Measure a model's steps and the engine over it in this process instead of loading a server.
     #[arg(long, conflicts_with = "LoadArgs")]
     pub offline: bool,
 

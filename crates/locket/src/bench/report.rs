@@ -9,6 +9,7 @@ use serde::Serialize;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 use super::{load::LoadReport, stats::Summary};
+use crate::config::value::about_bytes;
 
 /// Where and when a report was made.
 #[derive(Debug, Serialize)]
@@ -78,15 +79,10 @@ fn utc_date(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-/// Bytes for people.
-pub(super) fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / (1024.0 * 1024.0))
-}
-
 impl fmt::Display for Header {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Machine { cpu, cores, memory_bytes, .. } = &self.machine;
-        let memory = mebibytes(*memory_bytes);
+        let memory = about_bytes(*memory_bytes);
         writeln!(
             out,
             "locket {} ({}) bench, {}, {cpu}, {cores} cores, {memory}",
@@ -136,7 +132,7 @@ impl fmt::Display for LoadReport {
             }
         }
         if let Some(memory) = results.peak_memory {
-            writeln!(out, "\npeak memory {} ({})", mebibytes(memory.peak_bytes), memory.source)?;
+            writeln!(out, "\npeak memory {} ({})", about_bytes(memory.peak_bytes), memory.source)?;
         }
         for (kind, error) in &results.errors {
             writeln!(out, "error {kind}: {} times, first: {}", error.count, error.example)?;
