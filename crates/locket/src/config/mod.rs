@@ -96,7 +96,7 @@ pub struct ApiSettings {
 pub struct EngineSettings {
     /// Rows of the largest step.
     pub max_batch_rows: usize,
-    /// Prompt rows of one sequence in a mixed step.
+    /// Most prompt rows of one sequence in a step.
     pub prefill_chunk: usize,
     /// Sequences that may wait.
     pub max_waiting: usize,
@@ -160,12 +160,7 @@ impl Config {
             host: read.text("host"),
             port: read.integer("port") as u16,
             max_model_len: read.integer_if_set("max-model-len").map(|tokens| tokens as usize),
-            backend: match read.text("backend").as_str() {
-                "reference" => Backend::Reference,
-                #[cfg(feature = "cuda")]
-                "cuda" => Backend::Cuda,
-                _ => Backend::Cpu,
-            },
+            backend: backend(&read.text("backend")),
             threads: read.integer("threads") as usize,
             memory_budget: read.integer_if_set("memory-budget"),
             prefault: read.switch("prefault"),
@@ -234,6 +229,15 @@ impl Config {
                 self.origin("cache.slots"),
             ));
         }
+        let asks_for_cuda =
+            |entry: &Entry| entry.setting.key == "backend" && entry.value == Some(Value::Text("cuda".into()));
+        // The derived budget is a share of the machine's memory, which is not the device's.
+        if self.memory_budget.is_none() && self.entries.iter().any(asks_for_cuda) {
+            problems.push(format!(
+                "backend = \"cuda\" ({}) needs memory-budget: how much of the device's memory may be taken",
+                self.origin("backend"),
+            ));
+        }
         if tracing_subscriber::EnvFilter::try_new(&self.log.filter).is_err() {
             problems.push(format!(
                 "log.filter = {:?} ({}) is not a filter such as info or info,locket_engine=debug",
@@ -260,6 +264,24 @@ impl Config {
     pub fn to_toml(&self) -> String {
         document::effective(&self.entries)
     }
+}
+
+/// The backend of a word that the table admits.
+fn backend(word: &str) -> Backend {
+    match word {
+        "reference" => Backend::Reference,
+        other => device_backend(other).unwrap_or(Backend::Cpu),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn device_backend(word: &str) -> Option<Backend> {
+    (word == "cuda").then_some(Backend::Cuda)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn device_backend(_word: &str) -> Option<Backend> {
+    None
 }
 
 /// Typed access to the merged table. The table decides the type of every value, and a test reads

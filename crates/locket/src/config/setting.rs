@@ -219,7 +219,8 @@ pub static SETTINGS: &[Setting] = &[
         Group::Basics,
         Kind::Choice(BACKENDS),
         Preset::Value("cpu"),
-        "Who computes: cpu has packed kernels, reference is the slow oracle for comparisons.",
+        "Who computes: cpu has packed kernels, reference is the slow oracle for comparisons. Builds with the feature \
+         cuda also have cuda: plain operations on the first device, for comparisons too; it needs memory-budget.",
     ),
     setting(
         "threads",
@@ -233,7 +234,8 @@ pub static SETTINGS: &[Setting] = &[
         Group::Basics,
         Kind::Bytes { min: 64 << 20 },
         Preset::Derived("half of the memory that the machine or its cgroup has free"),
-        "Weights, workspace and cache together never take more; the start is refused if they do not fit.",
+        "Weights, workspace and cache together never take more; the start is refused if they do not fit. Must be \
+         given with backend cuda, whose device has memory of its own.",
     ),
     setting(
         "prefault",

@@ -101,6 +101,20 @@ fn contradictions_are_found() {
     assert!(text.contains("log.filter"), "{text}");
 }
 
+/// The word is set behind the table's back, since only builds with the feature `cuda` admit it.
+#[test]
+fn a_device_needs_a_budget_of_its_own() {
+    let problems = |line: &[&str]| {
+        let mut config = Config::load(&sources("", &[], line)).unwrap();
+        let backend = config.entries.iter_mut().find(|entry| entry.setting.key == "backend").unwrap();
+        backend.value = Some(Value::Text("cuda".into()));
+        config.contradictions()
+    };
+    let refused = problems(&[]);
+    assert!(refused.len() == 1 && refused[0].contains("needs memory-budget"), "{refused:?}");
+    assert!(problems(&["--memory-budget", "4GiB"]).is_empty());
+}
+
 #[test]
 fn variables_of_others_are_ignored() {
     let environment = [
