@@ -64,6 +64,19 @@ pub enum PlanError {
         /// Tokens trained for.
         trained: usize,
     },
+    /// The operator asks for a block that no sequence could fill.
+    #[error(
+        "cache.capacities has {asked} ({origin}), which is more than the context of {context} tokens; \
+         lower it or raise max-model-len"
+    )]
+    Capacity {
+        /// Tokens asked for.
+        asked: u32,
+        /// Who asked.
+        origin: String,
+        /// Longest prompt plus answer in tokens.
+        context: usize,
+    },
     /// Weights and workspace alone are too large.
     #[error(
         "the model needs {needed} for weights and workspace, and the budget is {budget} ({origin}); \
@@ -119,6 +132,9 @@ impl MemoryPlan {
             Some(asked) => asked,
             None => trained,
         };
+        if let Some(&asked) = config.cache.capacities.iter().find(|&&size| size as usize > context) {
+            return Err(PlanError::Capacity { asked, origin: config.origin("cache.capacities"), context });
+        }
         let (budget, budget_origin) = match config.memory_budget {
             Some(bytes) => (bytes, config.origin("memory-budget")),
             None => {
@@ -197,20 +213,21 @@ const SMALLEST: u32 = 256;
 const GRAIN: u32 = 64;
 
 /// The sizes of the blocks: the operator's, else a sixteenth, a quarter and all of what a sequence
-/// may need. The largest is always there.
+/// may need. The block of a sequence by default is always there; the operator's larger ones are for
+/// requests with more `slots`.
 fn capacities(config: &Config, context: usize, settings: CacheSettings) -> Vec<u32> {
     let context = u32::try_from(context).unwrap_or(u32::MAX - GRAIN);
-    let largest = match settings.method {
+    let default = match settings.method {
         CacheMethod::Full => context,
         _ => settings.capacity(),
     };
     let mut sizes: Vec<u32> = if config.cache.capacities.is_empty() {
-        [context / 16, context / 4].map(|size| size.next_multiple_of(GRAIN).max(SMALLEST)).into()
+        let derived = [context / 16, context / 4].map(|size| size.next_multiple_of(GRAIN).max(SMALLEST));
+        derived.into_iter().filter(|&size| size < default).collect()
     } else {
         config.cache.capacities.clone()
     };
-    sizes.retain(|&size| size < largest);
-    sizes.push(largest);
+    sizes.push(default);
     sizes.sort_unstable();
     sizes.dedup();
     sizes
@@ -264,8 +281,14 @@ mod tests {
 
     #[test]
     fn asked_capacities_and_context() {
-        let plan = plan("max-model-len = 1000\n[cache]\ncapacities = [5000, 300]\n", 2 << 30).unwrap();
-        assert_eq!(sizes(&plan), [300, 1000]);
+        let fits = plan("max-model-len = 1000\n[cache]\ncapacities = [1000, 300]\n", 2 << 30).unwrap();
+        assert_eq!(sizes(&fits), [300, 1000]);
+        let window = "[cache]\nmethod = \"window\"\nslots = 1024\ncapacities = [4096]\n";
+        assert_eq!(sizes(&plan(window, 2 << 30).unwrap()), [1152, 4096]);
+        let error = plan("max-model-len = 1000\n[cache]\ncapacities = [5000, 300]\n", 2 << 30).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("cache.capacities has 5000 (file test.toml:3)"), "{text}");
+        assert!(text.contains("1000 tokens"), "{text}");
     }
 
     #[test]
