@@ -29,8 +29,9 @@ const SIDE_FILES: [&str; 6] = [
     "model.safetensors.index.json",
 ];
 
-/// Chosen in this order where a repository has many GGUF files and none was asked for.
-const PREFERRED: [&str; 4] = ["Q4_K_M", "Q4_1", "Q4_0", "Q8_0"];
+/// Chosen in this order where a repository has many GGUF files and none was asked for: first the types
+/// that have packed kernels, smallest and most exact first; other types are unpacked and slower.
+const PREFERRED: [&str; 4] = ["Q4_1", "Q4_0", "Q8_0", "Q4_K_M"];
 
 /// Chooses from the names of a repository's files.
 ///
@@ -140,7 +141,11 @@ mod tests {
     fn gguf_by_file_quantisation_and_preference() {
         let files = names(&["M.Q4_K_M.gguf", "M.Q4_K_S.gguf", "M.Q8_0.gguf", "M-f16.gguf", "README.md"]);
         let chosen = |selector| choose(&files, selector).map(|choice| choice.files()[0].clone());
-        assert_eq!(chosen(None), Ok("M.Q4_K_M.gguf".into()));
+        assert_eq!(chosen(None), Ok("M.Q8_0.gguf".into()), "it has packed kernels");
+        let all = names(&["M.Q8_0.gguf", "M.Q4_0.gguf", "M.Q4_1.gguf", "M.Q4_K_M.gguf"]);
+        assert_eq!(choose(&all, None), Ok(Choice::Gguf("M.Q4_1.gguf".into())));
+        let others = names(&["M.Q4_K_M.gguf", "M.Q6_K.gguf"]);
+        assert_eq!(choose(&others, None), Ok(Choice::Gguf("M.Q4_K_M.gguf".into())));
         assert_eq!(chosen(Some("q8_0")), Ok("M.Q8_0.gguf".into()));
         assert_eq!(chosen(Some("F16")), Ok("M-f16.gguf".into()));
         assert_eq!(chosen(Some("M.Q4_K_S.gguf")), Ok("M.Q4_K_S.gguf".into()));
