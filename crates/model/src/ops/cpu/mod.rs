@@ -5,27 +5,26 @@
 //! the rest of the batch, of chunking and of the number of threads, bit for bit.
 
 mod cache;
+mod geometry;
 mod weight;
 
 use locket_kernels::cpu::{
     Isa, QUANT_BLOCK, QuantRows, Team,
-    attention::{Attention, AttentionJob, AttentionRows, AttentionShape, SlotPositions, Window},
-    kv::{KvRows, SlotNumber},
+    attention::{Attention, AttentionJob, AttentionRows, SlotPositions, Window},
+    kv::KvRows,
     rows::{self, RmsNorm, Rope, RopePairs},
 };
 
 use self::{
     cache::Cache,
+    geometry::{REGISTERS, attention_shape, check_geometry, is_input, width_of},
     weight::{Form, Input},
 };
 use super::{Ops, OpsConfig, Reg, WeightSpec, rope};
-use crate::{Batch, BlockId, Error, MemoryUse, ModelConfig, config::RopeStyle, kv_cache::CacheSettings};
+use crate::{Batch, BlockId, Error, MemoryUse, config::RopeStyle, kv_cache::CacheSettings};
 
 pub use self::weight::CpuWeight;
-pub(crate) use self::weight::kernel_format;
-
-/// Registers, by [`Reg`].
-const REGISTERS: [Reg; 6] = [Reg::H, Reg::X, Reg::Qkv, Reg::Attn, Reg::GateUp, Reg::Act];
+pub(crate) use self::{geometry::workspace_bytes, weight::kernel_format};
 
 /// A register `[max_batch_rows, width]`.
 struct Register {
@@ -186,75 +185,6 @@ impl Register {
     fn num_bytes(&self) -> usize {
         size_of_val(self.data.as_slice()) + self.quant.as_ref().map_or(0, QuantRows::num_bytes)
     }
-}
-
-fn attention_shape(model: &ModelConfig, number: SlotNumber) -> AttentionShape {
-    AttentionShape {
-        heads: model.num_heads,
-        kv_heads: model.num_kv_heads,
-        head_dim: model.head_dim,
-        scale: 1.0 / (model.head_dim as f32).sqrt(),
-        number,
-    }
-}
-
-/// Bytes of [`MemoryUse::workspace`] for `rows` rows and a team of `threads`, with products that need
-/// `scratch_width` numbers of scratch per row; `None` if the kernels cannot run this geometry.
-pub(crate) fn workspace_bytes(
-    model: &ModelConfig,
-    rows: usize,
-    threads: usize,
-    scratch_width: usize,
-) -> Option<usize> {
-    check_geometry(model).ok()?;
-    let row = |width: usize, is_input: bool| {
-        let quant = is_input && width.is_multiple_of(QUANT_BLOCK);
-        4 * width + if quant { QuantRows::row_bytes(width) } else { 0 }
-    };
-    let registers: usize = REGISTERS.iter().map(|&reg| row(width_of(model, reg), is_input(reg))).sum();
-    let head = row(model.hidden_size, true) + 4 * model.hidden_size;
-    let angles = 4 * model.rope.rotary_dim;
-    // Scratch is f32 whatever the slots are.
-    let attention = Attention::bytes_for(attention_shape(model, SlotNumber::F32), threads);
-    Some(rows * (registers + head + angles + 4 * scratch_width) + attention)
-}
-
-/// Whether products read the register.
-fn is_input(reg: Reg) -> bool {
-    matches!(reg, Reg::X | Reg::Attn | Reg::Act)
-}
-
-fn width_of(model: &ModelConfig, reg: Reg) -> usize {
-    match reg {
-        Reg::H | Reg::X => model.hidden_size,
-        Reg::Qkv => model.qkv_dim(),
-        Reg::Attn => model.q_dim(),
-        Reg::GateUp => 2 * model.intermediate_size,
-        Reg::Act => model.intermediate_size,
-    }
-}
-
-fn check_geometry(model: &ModelConfig) -> Result<(), Error> {
-    let wrong = |field: &str, reason: String| Err(Error::Config { field: field.into(), reason });
-    if model.head_dim == 0 || !model.head_dim.is_multiple_of(8) {
-        return wrong(
-            "head_dim",
-            format!("{} is not a multiple of 8, as the CPU kernels ask", model.head_dim),
-        );
-    }
-    if model.num_kv_heads == 0 || !model.num_heads.is_multiple_of(model.num_kv_heads) {
-        let reason = format!("{} does not divide {} query heads", model.num_kv_heads, model.num_heads);
-        return wrong("num_key_value_heads", reason);
-    }
-    let rotary = model.rope.rotary_dim;
-    if rotary > model.head_dim || !rotary.is_multiple_of(2) {
-        return wrong("rotary_dim", format!("{rotary} must be even and at most {}", model.head_dim));
-    }
-    if model.sliding_window.len() != model.num_layers {
-        let reason = format!("{} entries for {} layers", model.sliding_window.len(), model.num_layers);
-        return wrong("sliding_window", reason);
-    }
-    Ok(())
 }
 
 impl Ops for CpuOps {

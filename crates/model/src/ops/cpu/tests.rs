@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::{
-    Model,
+    Model, ModelConfig,
     config::{RopeConfig, RopeScaling},
     kv_cache::{BlockClass, CacheGeometry, CacheMethod, CachePlan, SlotType},
     llama::{Layer, Llama, LlamaWeights},
