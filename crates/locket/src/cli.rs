@@ -34,7 +34,7 @@ enum Command {
     Inspect(ModelArgs),
     /// Print the effective configuration and where each value comes from.
     Config(ConfigArgs),
-    /// Measure a running server, or with --offline the model alone.
+    /// Measure a running server, or with --offline the engine alone.
     Bench(Box<BenchArgs>),
 }
 
