@@ -54,6 +54,9 @@ async fn a_full_queue_is_told_with_retry_after() {
     let mut running = running.bytes_stream();
     running.next().await.expect("a first event").expect("bytes");
     let url = format!("{}/v1/chat/completions", server.url());
+    // Gauges are set between steps: first see that they no longer show the first request waiting.
+    server.until_metric("vllm:num_requests_running", &[], 1.0).await;
+    server.until_metric("vllm:num_requests_waiting", &[], 0.0).await;
     let waiting = tokio::spawn(server.client().post(&url).json(&endless(1)).send());
     server.until_metric("vllm:num_requests_waiting", &[], 1.0).await;
     let response = server.client().post(&url).json(&endless(2)).send().await.unwrap();
