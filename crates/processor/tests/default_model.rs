@@ -4,32 +4,16 @@
 
 mod support;
 
-use std::{env, path::PathBuf, sync::LazyLock};
+use std::sync::LazyLock;
 
-use locket_model::load::Checkpoint;
+use locket_model::{load::Checkpoint, testing::default_model};
 use locket_processor::{ChatPrompt, Processor, TextOptions, TextStream};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::joined;
 
-const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-
-fn model_path() -> PathBuf {
-    let folder = |key: &str| env::var_os(key).map(PathBuf::from);
-    folder("LOCKET_TEST_MODEL").unwrap_or_else(|| {
-        let cache = folder("LOCKET_CACHE_DIR")
-            .or_else(|| folder("XDG_CACHE_HOME").map(|path| path.join("locket")))
-            .or_else(|| folder("HOME").map(|path| path.join(".cache/locket")))
-            .unwrap_or_default();
-        cache.join(FILE)
-    })
-}
-
-static PROCESSOR: LazyLock<Processor> = LazyLock::new(|| {
-    let path = model_path();
-    assert!(path.is_file(), "{} is missing: run 'locket pull' first", path.display());
-    Processor::load(&Checkpoint::open(&path).unwrap()).unwrap()
-});
+static PROCESSOR: LazyLock<Processor> =
+    LazyLock::new(|| Processor::load(&Checkpoint::open(&default_model()).unwrap()).unwrap());
 
 #[test]
 fn ids_equal_the_hugging_face_tokenizer() {

@@ -327,23 +327,9 @@ fn a_plan_for_another_model_is_refused() {
     refusal(checkpoint.build(&options).map(|_| ()), "plan", "max_batch_rows");
 }
 
-/// The default model, found as `locket pull` leaves it.
-fn default_model() -> PathBuf {
-    const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-    let from = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let path = from("LOCKET_TEST_MODEL").unwrap_or_else(|| {
-        let cache = from("LOCKET_CACHE_DIR")
-            .or_else(|| from("XDG_CACHE_HOME").map(|cache| cache.join("locket")))
-            .or_else(|| from("HOME").map(|home| home.join(".cache/locket")));
-        cache.unwrap_or_default().join(FILE)
-    });
-    assert!(path.is_file(), "{} is not there: run 'locket pull' first", path.display());
-    path
-}
-
 #[test]
 fn the_default_model_opens_with_its_known_geometry() {
-    let checkpoint = Checkpoint::open(&default_model()).unwrap();
+    let checkpoint = Checkpoint::open(&crate::testing::default_model()).unwrap();
     let config = &checkpoint.config;
     assert_eq!((config.vocab_size, config.hidden_size, config.intermediate_size), (49152, 576, 1536));
     assert_eq!((config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim), (30, 9, 3, 64));
@@ -359,7 +345,7 @@ fn the_default_model_opens_with_its_known_geometry() {
 
 #[test]
 fn the_planned_bytes_of_the_default_model_are_within_3_percent_of_what_is_held() {
-    let checkpoint = Checkpoint::open(&default_model()).unwrap();
+    let checkpoint = Checkpoint::open(&crate::testing::default_model()).unwrap();
     for backend in [Backend::Cpu, Backend::Reference] {
         let options = BuildOptions { max_batch_rows: 64, ..build_options(&checkpoint, backend) };
         let held = checkpoint.build(&options).unwrap().memory();

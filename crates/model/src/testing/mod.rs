@@ -5,7 +5,11 @@
 #[cfg(test)]
 pub(crate) mod gguf;
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Map, Value, json};
@@ -15,6 +19,27 @@ use crate::{
     config::hf,
     weights::names::{self, Naming, Part},
 };
+
+/// The default model's file: `LOCKET_TEST_MODEL`, or the cache that `locket pull` fills.
+///
+/// # Panics
+/// If it is not there, with the way to get it.
+pub fn default_model() -> PathBuf {
+    let from = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let path = from("LOCKET_TEST_MODEL").unwrap_or_else(|| {
+        from("LOCKET_CACHE_DIR")
+            .or_else(|| from("XDG_CACHE_HOME").map(|cache| cache.join("locket")))
+            .or_else(|| from("HOME").map(|home| home.join(".cache/locket")))
+            .unwrap_or_default()
+            .join("SmolLM2-135M-Instruct.Q4_1.gguf")
+    });
+    assert!(
+        path.is_file(),
+        "{} is not there: run 'locket pull' first, or set LOCKET_TEST_MODEL",
+        path.display()
+    );
+    path
+}
 
 /// A random LLaMA in Hugging Face's format. The defaults make a model of some 90,000 numbers.
 #[derive(Debug, Clone)]
