@@ -17,10 +17,10 @@ use cache::Block;
 
 use super::{Ops, OpsConfig, RawTensor, Reg, WeightSpec, rope};
 use crate::{
-    BlockId, Error, MemoryUse,
+    BlockId, Error, MemoryUse, ModelConfig,
     batch::{Batch, BatchSequence},
     config::RopeStyle,
-    kv_cache::{CacheSettings, FoldScratch},
+    kv_cache::{CacheGeometry, CachePlan, CacheSettings, FoldScratch, SlotType},
     llama::Llama,
 };
 
@@ -31,6 +31,14 @@ pub struct ReferenceWeight {
     parts: Vec<Tensor>,
     /// `[sum of out_i]`.
     bias: Option<Tensor>,
+}
+
+impl ReferenceWeight {
+    /// The matrices `[out_i, in]` that are stacked along their rows (one vector for a norm), and the
+    /// bias `[sum of out_i]`, for callers that compute with them themselves (training).
+    pub fn into_parts(self) -> (Vec<Tensor>, Option<Tensor>) {
+        (self.parts, self.bias)
+    }
 }
 
 /// An uploaded batch.
@@ -104,6 +112,14 @@ impl ReferenceOps {
             scratch: FoldScratch::default(),
             weight_bytes: 0,
         }
+    }
+
+    /// A backend that only prepares weights, for callers that compute with them themselves
+    /// ([`ReferenceWeight::into_parts`]): no cache, no rows.
+    pub fn for_weights(model: ModelConfig, device: Device, dtype: DType) -> Self {
+        let cache =
+            CachePlan { geometry: CacheGeometry::of(&model), slot_type: SlotType::F32, classes: Vec::new() };
+        Self::without_cache(OpsConfig { model, cache, max_batch_rows: 0, threads: 1 }, device, dtype)
     }
 
     fn get(&self, reg: Reg) -> Result<&Tensor, Error> {
