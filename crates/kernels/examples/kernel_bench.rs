@@ -1,6 +1,7 @@
 //! Speed of every CPU kernel on the shapes of SmolLM2-135M, wall time.
 //!
-//! Usage: `kernel_bench [threads]`, 0 or nothing for all cores.
+//! Usage: `kernel_bench [threads [attention]]`, 0 or nothing for all cores; `attention` leaves out
+//! the rest.
 //!
 //! Floors. With VNNI a 512-bit dot does 64 multiply-adds; Zen 4 starts one per cycle and core,
 //! and a block of 32 columns by 16 rows (512 multiply-adds) takes 16 dots, 8 for each digit of the
@@ -17,7 +18,9 @@ use std::{hint::black_box, time::Instant};
 
 use locket_kernels::cpu::{
     Activations, AlignedBuf, Destination, Isa, PackedMatrix, QuantRows, Team, WeightFormat,
-    attention::{Attention, AttentionJob, AttentionRows, AttentionShape},
+    attention::{
+        Attention, AttentionJob, AttentionRows, AttentionShape, Received, ReceivedMode, ReceivedRows,
+    },
     kv::{KvLayout, KvPlace, SlotNumber},
     matmul,
     rows::{self, RmsNorm},
@@ -76,31 +79,75 @@ fn products(team: &mut Team, isa: Isa, name: &str, format: WeightFormat, feature
     println!();
 }
 
-/// All layers of `rows` rows on top of `depth` slots. Each key and value costs two multiply-adds
-/// per query head; a row reads `depth * 64 * 3 * 2 * 2` bytes per layer.
-fn attention(team: &mut Team, isa: Isa, depth: usize, rows: usize) {
-    let shape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, number: SlotNumber::F16 };
+/// Sequences that take part in one step, all alike.
+#[derive(Clone, Copy)]
+struct Sequences {
+    number: SlotNumber,
+    count: usize,
+    rows: usize,
+    /// Slots before the rows.
+    depth: usize,
+}
+
+/// Attention of all layers; with `received`, once more with either kind of what slots receive.
+/// Each key and value costs two multiply-adds per query head; a row reads `depth * 64 * 3 * 2`
+/// numbers per layer.
+fn attention(team: &mut Team, isa: Isa, sequences: Sequences, received: bool) {
+    let Sequences { number, count, rows, depth } = sequences;
+    let shape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, number };
     let layout = KvLayout::new(3, 64, depth + rows);
-    let mut memory = AlignedBuf::zeroed(LAYERS * layout.layer_len() * 2);
+    let mut memory = AlignedBuf::zeroed(LAYERS * count * layout.layer_len() * number.bytes());
+    // Halves and bfloat16 from 0.125 on, pairs of which are small singles.
     memory.as_mut_slice::<u16>().iter_mut().enumerate().for_each(|(i, x)| *x = 0x3000 + (i % 2048) as u16);
-    let queries: Vec<f32> = (0..rows * 960).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect();
-    let mut out = vec![0.0; rows * 576];
+    let queries: Vec<f32> = (0..count * rows * 960).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect();
+    let mut out = vec![0.0; count * rows * 576];
+    let mut sums = vec![0.0; count * 3 * layout.slots()];
     let mut attention = Attention::new(shape, team.num_threads());
-    let seconds = LAYERS as f64
-        * fastest(LAYERS, |layer| {
-            let place = KvPlace { layout, base: layer * layout.layer_len() };
-            let job = AttentionJob { place, first_row: 0, rows, slots_before: depth, id: 0 };
+    let mut seconds = |mode: Option<ReceivedMode>| {
+        let stride = layout.slots();
+        let requests: Vec<Option<Received>> =
+            (0..count).map(|i| mode.map(|mode| Received { mode, at: i * 3 * stride, stride })).collect();
+        let run = |layer: usize| {
+            let jobs: Vec<AttentionJob> = (0..count)
+                .map(|i| AttentionJob {
+                    place: KvPlace { layout, base: (layer * count + i) * layout.layer_len() },
+                    first_row: i * rows,
+                    rows,
+                    slots_before: depth,
+                    id: i,
+                })
+                .collect();
             let rows = AttentionRows { queries: &queries, query_stride: 960, out: &mut out };
-            attention.run(team, isa, &memory, &[job], rows, None);
+            let rows = ReceivedRows { rows, jobs: &requests, sums: &mut sums };
+            attention.run_received(team, isa, &memory, &jobs, rows, None);
             black_box(&out);
-        });
+        };
+        LAYERS as f64 * fastest(LAYERS, run)
+    };
+    let plain = seconds(None);
     let slots: usize = (0..rows).map(|row| depth + row + 1).sum();
-    let macs = (LAYERS * 2 * slots * 576) as f64;
-    println!(
-        "attention        {rows:>3} rows at depth {depth:>4}: {:8.3} ms, {:6.1} GMAC/s",
-        seconds * 1e3,
-        macs / seconds / 1e9
+    let macs = (LAYERS * count * 2 * slots * 576) as f64;
+    print!(
+        "attention {number:?} {count:>2} x {rows:>3} rows at depth {depth:>4}: {:8.3} ms, {:6.1} GMAC/s",
+        plain * 1e3,
+        macs / plain / 1e9
     );
+    for mode in [ReceivedMode::Sum, ReceivedMode::Last].into_iter().filter(|_| received) {
+        let seconds = seconds(Some(mode));
+        print!(", {mode:?} +{:.3} ms ({:+.0} %)", (seconds - plain) * 1e3, (seconds / plain - 1.0) * 100.0);
+    }
+    println!();
+}
+
+fn all_attention(team: &mut Team, isa: Isa) {
+    for (depth, rows) in [(512, 1), (2048, 1), (8000, 1), (0, 256), (2048, 256)] {
+        attention(team, isa, Sequences { number: SlotNumber::F16, count: 1, rows, depth }, false);
+    }
+    for depth in [256, 512, 2048] {
+        for (count, rows) in [(16, 1), (1, 128)] {
+            attention(team, isa, Sequences { number: SlotNumber::F16, count, rows, depth }, true);
+        }
+    }
 }
 
 fn row_operations(team: &mut Team, isa: Isa) {
@@ -127,6 +174,7 @@ fn row_operations(team: &mut Team, isa: Isa) {
 
 fn main() {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok()).unwrap_or(0);
+    let only_attention = std::env::args().nth(2).is_some_and(|what| what == "attention");
     let mut team = Team::new(threads).expect("threads");
     let mut levels: Vec<Isa> = Isa::available().collect();
     levels.reverse();
@@ -134,6 +182,10 @@ fn main() {
         println!("{} with {} threads", isa.name(), team.num_threads());
         let fork = fastest(1, |_| (0..1000).for_each(|_| team.run(8, |_, task| _ = black_box(task))));
         println!("fork and join    {:.2} us", fork * 1e3);
+        if only_attention {
+            all_attention(&mut team, isa);
+            continue;
+        }
         products(&mut team, isa, "qkv", WeightFormat::Q4_1, 960, 576);
         products(&mut team, isa, "output", WeightFormat::Q4_1, 576, 576);
         products(&mut team, isa, "gate, up", WeightFormat::Q4_1, 3072, 576);
@@ -145,9 +197,7 @@ fn main() {
         products(&mut team, isa, "gate, up", WeightFormat::F16, 3072, 576);
         products(&mut team, isa, "gate, up", WeightFormat::Bf16, 3072, 576);
         products(&mut team, isa, "gate, up", WeightFormat::F32, 3072, 576);
-        for (depth, rows) in [(512, 1), (2048, 1), (8000, 1), (0, 256), (2048, 256)] {
-            attention(&mut team, isa, depth, rows);
-        }
+        all_attention(&mut team, isa);
         row_operations(&mut team, isa);
     }
 }

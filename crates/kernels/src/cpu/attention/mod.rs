@@ -6,11 +6,18 @@
 //! on the rows that share a tile, on chunking, or on which thread computes a part. So decode may
 //! split a long sequence among threads while prefill does not, and both give the same bits.
 //! Queries are scaled by `log2(e)` as well, so that exponentials are powers of two.
+//!
+//! Cache methods rank slots by the attention that they received; see [`Attention::run_received`].
 
+mod received;
 mod task;
 mod tile;
 
-use self::task::{MergeSplits, RunTask};
+pub use self::received::{Received, ReceivedMode, ReceivedRows};
+use self::{
+    received::AddReceived,
+    task::{MergeSplits, RunTask},
+};
 use super::{
     AlignedBuf, Isa, Shared, Team,
     kv::{KvPlace, SlotNumber},
@@ -109,6 +116,9 @@ pub struct Attention {
     /// Per thread: scaled queries, scores, a widened tile, partial and total states.
     scratch: Vec<f32>,
     partials: Vec<f32>,
+    /// Maximum of the scores and inverse sum of the weights of every query `[rows, heads]`, for
+    /// [`Self::run_received`].
+    softmax: Vec<[f32; 2]>,
 }
 
 impl Attention {
@@ -127,6 +137,7 @@ impl Attention {
             tasks: Vec::with_capacity(FIRST_TASKS),
             scratch: vec![0.0; threads * scratch_len(&shape)],
             partials: vec![0.0; MAX_PARTIALS * state_len(&shape)],
+            softmax: Vec::new(),
         }
     }
 
@@ -138,7 +149,7 @@ impl Attention {
 
     /// Bytes held.
     pub fn num_bytes(&self) -> usize {
-        let numbers = self.scratch.len() + self.partials.len();
+        let numbers = self.scratch.len() + self.partials.len() + 2 * self.softmax.capacity();
         self.tasks.capacity() * size_of::<Task>() + numbers * size_of::<f32>()
     }
 
@@ -157,9 +168,95 @@ impl Attention {
         rows: AttentionRows<'_>,
         window: Option<Window<'_>>,
     ) {
+        let rows = ReceivedRows { rows, jobs: &[], sums: &mut [] };
+        self.attend(team, isa, memory, jobs, rows, window);
+    }
+
+    /// [`Self::run`], and the attention that slots receive: for a job with a [`Received`], head `h`
+    /// and slot `i` of its array, `sum[h, i] += P` summed over the query heads of `h` in their order,
+    /// for its rows in their order, with the final softmax weights `P`. Every row is added to the
+    /// running value in f32, so that the bits are the same for any chunking of the rows.
+    ///
+    /// Costs a second product of queries and keys; jobs without a [`Received`] cost nothing.
+    ///
+    /// # Panics
+    /// As [`Self::run`], or if there is not one request per job, or arrays of jobs do not exist or
+    /// do not ascend.
+    pub fn run_received(
+        &mut self,
+        team: &mut Team,
+        isa: Isa,
+        memory: &AlignedBuf,
+        jobs: &[AttentionJob],
+        rows: ReceivedRows<'_>,
+        window: Option<Window<'_>>,
+    ) {
+        assert_eq!(rows.jobs.len(), jobs.len(), "a request or none per job");
+        rows.check(self.shape.kv_heads, jobs);
+        self.attend(team, isa, memory, jobs, rows, window);
+    }
+
+    fn attend(
+        &mut self,
+        team: &mut Team,
+        isa: Isa,
+        memory: &AlignedBuf,
+        jobs: &[AttentionJob],
+        rows: ReceivedRows<'_>,
+        window: Option<Window<'_>>,
+    ) {
         let shape = self.shape;
-        let q_dim = shape.heads * shape.head_dim;
+        let ReceivedRows { rows, jobs: requests, sums } = rows;
         assert!(self.scratch.len() >= team.num_threads() * scratch_len(&shape), "scratch per thread");
+        self.check(memory, jobs, &rows, window.as_ref());
+        self.plan(team.num_threads(), jobs);
+        let wanted = requests.iter().any(Option::is_some);
+        if wanted {
+            self.softmax.resize(self.softmax.len().max(rows.out.len() / shape.head_dim), [0.0; 2]);
+        }
+        let call = Call {
+            shape,
+            memory,
+            jobs,
+            queries: rows.queries,
+            query_stride: rows.query_stride,
+            out: Shared(rows.out.as_mut_ptr()),
+            partials: Shared(self.partials.as_mut_ptr()),
+            softmax: wanted.then_some(Shared(self.softmax.as_mut_ptr())),
+            window,
+        };
+        let scratch = Shared(self.scratch.as_mut_ptr());
+        let tasks = &self.tasks;
+        team.run(tasks.len(), |thread, task| {
+            // SAFETY: each thread has its own part.
+            let scratch = unsafe { scratch.slice(thread * scratch_len(&shape), scratch_len(&shape)) };
+            isa.run(RunTask { call: &call, task: tasks[task], scratch });
+        });
+        isa.run(MergeSplits { call: &call, tasks });
+        if !wanted {
+            return;
+        }
+        received::plan(&shape, jobs, requests, &mut self.tasks);
+        let (tasks, sums) = (&self.tasks, Shared(sums.as_mut_ptr()));
+        team.run(tasks.len(), |thread, task| {
+            let task = tasks[task];
+            let Some(request) = requests[task.job as usize] else { return };
+            // SAFETY: each thread has its own part.
+            let scratch = unsafe { scratch.slice(thread * scratch_len(&shape), scratch_len(&shape)) };
+            isa.run(AddReceived { call: &call, task, request, sums, scratch });
+        });
+    }
+
+    /// Panics unless all rows, slots and positions exist and no two jobs share a row.
+    fn check(
+        &self,
+        memory: &AlignedBuf,
+        jobs: &[AttentionJob],
+        rows: &AttentionRows<'_>,
+        window: Option<&Window<'_>>,
+    ) {
+        let shape = &self.shape;
+        let q_dim = shape.heads * shape.head_dim;
         let numbers = memory.num_bytes() / shape.number.bytes();
         assert!(q_dim <= rows.query_stride, "queries lie in a row");
         let num_rows = (rows.queries.len() / rows.query_stride).min(rows.out.len() / q_dim);
@@ -178,32 +275,13 @@ impl Attention {
             assert!(layer <= numbers && job.place.base <= numbers - layer, "the layer exists");
             let last_row = job.first_row + job.rows;
             free_row = last_row;
-            if let Some(window) = &window {
+            if let Some(window) = window {
                 let (positions, stride) = window.slots.slot_positions(job.id);
                 let filled = (shape.kv_heads - 1) * stride + job.slots_before + job.rows;
                 assert!(positions.len() >= filled, "a position per slot");
                 assert!(window.row_positions.len() >= last_row, "a position per row");
             }
         }
-        self.plan(team.num_threads(), jobs);
-        let call = Call {
-            shape,
-            memory,
-            jobs,
-            queries: rows.queries,
-            query_stride: rows.query_stride,
-            out: Shared(rows.out.as_mut_ptr()),
-            partials: Shared(self.partials.as_mut_ptr()),
-            window,
-        };
-        let scratch = Shared(self.scratch.as_mut_ptr());
-        let tasks = &self.tasks;
-        team.run(tasks.len(), |thread, task| {
-            // SAFETY: each thread has its own part.
-            let scratch = unsafe { scratch.slice(thread * scratch_len(&shape), scratch_len(&shape)) };
-            isa.run(RunTask { call: &call, task: tasks[task], scratch });
-        });
-        isa.run(MergeSplits { call: &call, tasks });
     }
 
     /// Lists the tasks. Sequences are split only if there are too few tasks otherwise.
@@ -267,5 +345,7 @@ struct Call<'a> {
     query_stride: usize,
     out: Shared<f32>,
     partials: Shared<f32>,
+    /// Where queries leave what [`AddReceived`] needs; `None` if nothing does.
+    softmax: Option<Shared<[f32; 2]>>,
     window: Option<Window<'a>>,
 }

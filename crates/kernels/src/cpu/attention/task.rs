@@ -65,15 +65,15 @@ fn attend<S: Simd, N: Number>(s: S, run: RunTask<'_, '_>, layer: impl Fn(&Aligne
             state.fill(0.0);
             state[0] = f32::NEG_INFINITY;
         }
+        let states = states.as_mut_ptr();
         for start in (split * SPLIT..last_slot.min((split + 1) * SPLIT)).step_by(TILE) {
             let filled = TILE.min(last_slot - start);
-            // SAFETY: `Attention::run` has checked that the slots exist.
+            // SAFETY: `Attention::check` has seen that the slots exist.
             let (keys, values) = unsafe {
                 let layer = layer(call.memory);
                 (layer.add(layout.key(head, start)), layer.add(layout.value(head, start)))
             };
-            let states = states.as_mut_ptr();
-            let work = PackWork { call, rows: &rows, count, queries: queries.as_ptr(), states, scores };
+            let work = PackWork { call, rows: &rows, count, queries: queries.as_ptr(), scores };
             // SAFETY: as above; groups of 16 slots are padded to full; scratch has `count` queries
             // and states, a pack of scores and a widened tile.
             unsafe {
@@ -89,9 +89,9 @@ fn attend<S: Simd, N: Number>(s: S, run: RunTask<'_, '_>, layer: impl Fn(&Aligne
                         job,
                         head,
                     };
-                    tile.attend_all(s, work);
+                    tile.attend_all(s, work, states);
                 } else {
-                    Tile { keys, values, start, job, head }.attend_all(s, work);
+                    Tile { keys, values, start, job, head }.attend_all(s, work, states);
                 }
             }
         }
@@ -108,8 +108,7 @@ fn attend<S: Simd, N: Number>(s: S, run: RunTask<'_, '_>, layer: impl Fn(&Aligne
         out.copy_from_slice(&total[..count * state]);
     } else {
         for (i, total) in total.chunks_exact(state).take(count).enumerate() {
-            // SAFETY: a query belongs to one task.
-            finish(s, total, unsafe { call.out.slice(rows.output(&shape, i), dim) });
+            finish(s, call, rows.query(&shape, i), total);
         }
     }
 }
@@ -126,7 +125,7 @@ pub(super) struct TaskRows {
 
 impl TaskRows {
     #[inline(always)]
-    fn new(call: &Call<'_>, task: &Task) -> Self {
+    pub(super) fn new(call: &Call<'_>, task: &Task) -> Self {
         let job = &call.jobs[task.job as usize];
         Self {
             first_query: task.first_query as usize,
@@ -155,13 +154,21 @@ impl TaskRows {
         (self.head * self.group + (self.first_query + i) % self.group) * shape.head_dim
     }
 
+    /// Query `i` among those of all rows `[rows, heads]`.
     #[inline(always)]
-    fn output(&self, shape: &AttentionShape, i: usize) -> usize {
-        (self.first_row + self.row(i)) * shape.heads * shape.head_dim + self.column(shape, i)
+    pub(super) fn query(&self, shape: &AttentionShape, i: usize) -> usize {
+        let head = self.head * self.group + (self.first_query + i) % self.group;
+        (self.first_row + self.row(i)) * shape.heads + head
+    }
+
+    /// Whether query `i` is the last of its row.
+    #[inline(always)]
+    pub(super) fn ends_row(&self, i: usize) -> bool {
+        (self.first_query + i + 1).is_multiple_of(self.group)
     }
 
     #[inline(always)]
-    fn scale_queries(&self, call: &Call<'_>, out: &mut [f32]) {
+    pub(super) fn scale_queries(&self, call: &Call<'_>, out: &mut [f32]) {
         let scale = call.shape.scale * std::f32::consts::LOG2_E;
         let dim = call.shape.head_dim;
         for (i, out) in out.chunks_exact_mut(dim).enumerate() {
@@ -192,14 +199,21 @@ fn merge<S: Simd>(s: S, total: &mut [f32], part: &[f32]) {
     }
 }
 
-/// Divides by the sum of weights.
+/// Divides by the sum of weights and writes the result of `query`, which one task alone has.
 #[inline(always)]
-fn finish<S: Simd>(s: S, state: &[f32], out: &mut [f32]) {
+fn finish<S: Simd>(s: S, call: &Call<'_>, query: usize, state: &[f32]) {
+    let dim = call.shape.head_dim;
     // SAFETY: a state has 16 partial sums behind its maximum.
     let sum = s.sum(unsafe { s.load(state[LANES..].as_ptr()) });
     let inverse = 1.0 / sum;
+    // SAFETY: the query exists and nobody else writes to it.
+    let out = unsafe { call.out.slice(query * dim, dim) };
     for (out, x) in out.iter_mut().zip(&state[2 * LANES..]) {
         *out = x * inverse;
+    }
+    if let Some(softmax) = call.softmax {
+        // SAFETY: as above; there is one per query.
+        unsafe { *softmax.get().add(query) = [state[0], inverse] };
     }
 }
 
@@ -236,8 +250,7 @@ impl SimdOp for MergeSplits<'_, '_> {
             if self.tasks.get(i + 1).is_none_or(|next| next.split.is_none_or(|next| next == 0)) {
                 let rows = TaskRows::new(self.call, task);
                 for (i, total) in total.chunks_exact(state).enumerate() {
-                    // SAFETY: all tasks are done and no other writes this query.
-                    finish(s, total, unsafe { self.call.out.slice(rows.output(&shape, i), shape.head_dim) });
+                    finish(s, self.call, rows.query(&shape, i), total);
                 }
             }
         }

@@ -62,24 +62,15 @@ pub(super) struct Tile<'a, N> {
     pub(super) head: usize,
 }
 
-/// All queries of a task, with their states.
+/// All queries of a task.
 #[derive(Clone, Copy)]
 pub(super) struct PackWork<'a, 'p> {
     pub(super) call: &'a Call<'p>,
     pub(super) rows: &'a TaskRows,
     pub(super) count: usize,
     pub(super) queries: *const f32,
-    pub(super) states: *mut f32,
+    /// Room for [`PACK`](super::PACK) queries' scores.
     pub(super) scores: *mut f32,
-}
-
-/// Some queries' scaled form, states and scores.
-struct Pack {
-    queries: *const f32,
-    states: *mut f32,
-    scores: *mut f32,
-    /// The first of them within the task.
-    first: usize,
 }
 
 /// Widens a multiple of 16 numbers.
@@ -108,102 +99,164 @@ fn prefetch<N>(p: *const N) {
 }
 
 impl<N: Number> Tile<'_, N> {
-    /// One step of the online softmax for all queries of a task, as many at a time as registers
-    /// can hold.
+    /// One step of the online softmax for all queries of a task.
     ///
     /// # Safety
     /// Slots, queries, states and scores exist.
     #[inline(always)]
-    pub(super) unsafe fn attend_all<S: Simd>(&self, s: S, work: PackWork<'_, '_>) {
-        let PackWork { call, rows, .. } = work;
-        let (dim, state) = (call.shape.head_dim, state_len(&call.shape));
+    pub(super) unsafe fn attend_all<S: Simd>(&self, s: S, work: PackWork<'_, '_>, states: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.each_pack(s, work, Attend { states }) }
+    }
+
+    /// Does `step` with all queries of a task, as many at a time as registers can hold.
+    ///
+    /// # Safety
+    /// Slots, queries, scores and all that `step` writes to exist.
+    #[inline(always)]
+    pub(super) unsafe fn each_pack<S: Simd, P: PackStep>(&self, s: S, work: PackWork<'_, '_>, mut step: P) {
         let mut first = 0;
         while first < work.count {
             // SAFETY: the caller's promise.
             first += unsafe {
-                let pack = Pack {
-                    queries: work.queries.add(first * dim),
-                    states: work.states.add(first * state),
-                    scores: work.scores,
-                    first,
-                };
                 match work.count - first {
-                    6.. if S::WIDE => self.attend::<S, 6>(s, call, rows, pack),
-                    4.. if S::WIDE => self.attend::<S, 4>(s, call, rows, pack),
-                    3.. => self.attend::<S, 3>(s, call, rows, pack),
-                    2 => self.attend::<S, 2>(s, call, rows, pack),
-                    _ => self.attend::<S, 1>(s, call, rows, pack),
+                    6.. if S::WIDE => self.pack::<S, P, 6>(s, &work, first, &mut step),
+                    4.. if S::WIDE => self.pack::<S, P, 4>(s, &work, first, &mut step),
+                    3.. => self.pack::<S, P, 3>(s, &work, first, &mut step),
+                    2 => self.pack::<S, P, 2>(s, &work, first, &mut step),
+                    _ => self.pack::<S, P, 1>(s, &work, first, &mut step),
                 }
             };
         }
     }
 
-    /// One step of the online softmax for `Q` queries; returns `Q`.
+    /// Scores of `Q` queries and what `step` does with them; returns `Q`.
     ///
     /// # Safety
-    /// Slots, queries, states and scores exist.
+    /// As for [`Self::each_pack`].
     #[inline(always)]
-    unsafe fn attend<S: Simd, const Q: usize>(
+    unsafe fn pack<S: Simd, P: PackStep, const Q: usize>(
         &self,
         s: S,
-        call: &Call<'_>,
-        rows: &TaskRows,
-        pack: Pack,
+        work: &PackWork<'_, '_>,
+        first: usize,
+        step: &mut P,
     ) -> usize {
-        let shape = &call.shape;
-        let (dim, state) = (shape.head_dim, state_len(shape));
-        let layout = &self.job.place.layout;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let filled = self.score::<S, Q>(s, work, first);
+            if filled > 0 {
+                step.take::<S, N, Q>(s, self, work, first, filled);
+            }
+        }
+        Q
+    }
+
+    /// Masked scores of `Q` queries from `first`, into `work.scores [Q, TILE]` as whole groups of 16
+    /// slots. Returns how many slots some query sees; nothing is written if that is 0.
+    ///
+    /// # Safety
+    /// Slots, queries and room for the scores exist.
+    #[inline(always)]
+    unsafe fn score<S: Simd, const Q: usize>(&self, s: S, work: &PackWork<'_, '_>, first: usize) -> usize {
+        let PackWork { call, rows, .. } = *work;
+        let dim = call.shape.head_dim;
         // Rows ascend, so the last query sees the most.
-        let filled = rows.visible(pack.first + Q - 1).saturating_sub(self.start).min(TILE);
+        let filled = rows.visible(first + Q - 1).saturating_sub(self.start).min(TILE);
         if filled == 0 {
-            return Q;
+            return 0;
         }
         let positions = call.window.map(|window| {
             let (positions, stride) = window.slots.slot_positions(self.job.id);
             (window, &positions[self.head * stride + self.start..][..filled])
         });
         if let Some((window, positions)) = positions {
-            let oldest = window.row_positions[rows.first_row + rows.row(pack.first)];
+            let oldest = window.row_positions[rows.first_row + rows.row(first)];
             if positions.iter().all(|position| position.saturating_add(window.size) <= oldest) {
-                return Q;
+                return 0;
             }
         }
+        let groups = filled.div_ceil(LANES);
         // SAFETY: the caller's promise; groups of 16 slots are padded to full.
         unsafe {
-            let keys = self.keys;
-            let groups = filled.div_ceil(LANES);
+            let queries = work.queries.add(first * dim);
             if S::WIDE && groups == TILE / LANES {
-                scores::<S, N, Q, { TILE / LANES }>(s, keys, dim, pack.queries, pack.scores);
+                scores::<S, N, Q, { TILE / LANES }>(s, self.keys, dim, queries, work.scores);
             } else {
                 for group in 0..groups {
-                    let keys = keys.add(group * LANES * dim);
-                    scores::<S, N, Q, 1>(s, keys, dim, pack.queries, pack.scores.add(group * LANES));
+                    let keys = self.keys.add(group * LANES * dim);
+                    scores::<S, N, Q, 1>(s, keys, dim, queries, work.scores.add(group * LANES));
                 }
             }
-            let mut rescale = [1.0; Q];
-            for (i, rescale) in rescale.iter_mut().enumerate() {
-                let scores = std::slice::from_raw_parts_mut(pack.scores.add(i * TILE), groups * LANES);
-                let seen = rows.visible(pack.first + i).saturating_sub(self.start).min(TILE);
-                scores[seen.min(groups * LANES)..].fill(f32::NEG_INFINITY);
-                if let Some((window, positions)) = positions {
-                    let own = window.row_positions[rows.first_row + rows.row(pack.first + i)];
-                    for (score, position) in scores[..seen].iter_mut().zip(positions) {
-                        if position.saturating_add(window.size) <= own {
-                            *score = f32::NEG_INFINITY;
-                        }
+        }
+        for i in 0..Q {
+            // SAFETY: just written.
+            let scores = unsafe { std::slice::from_raw_parts_mut(work.scores.add(i * TILE), groups * LANES) };
+            let seen = rows.visible(first + i).saturating_sub(self.start).min(TILE);
+            scores[seen.min(groups * LANES)..].fill(f32::NEG_INFINITY);
+            if let Some((window, positions)) = positions {
+                let own = window.row_positions[rows.first_row + rows.row(first + i)];
+                for (score, position) in scores[..seen].iter_mut().zip(positions) {
+                    if position.saturating_add(window.size) <= own {
+                        *score = f32::NEG_INFINITY;
                     }
                 }
-                *rescale = soften(s, scores, pack.states.add(i * state));
             }
-            let width = layout.value_width();
+        }
+        filled
+    }
+}
+
+/// What is done with the scores of some queries over a tile.
+pub(super) trait PackStep {
+    /// `work.scores [Q, TILE]` are those of queries `first..first + Q`, `filled` slots or less.
+    ///
+    /// # Safety
+    /// Tile, queries, scores and what the step writes to exist.
+    unsafe fn take<S: Simd, N: Number, const Q: usize>(
+        &mut self,
+        s: S,
+        tile: &Tile<'_, N>,
+        work: &PackWork<'_, '_>,
+        first: usize,
+        filled: usize,
+    );
+}
+
+/// A step of the online softmax.
+struct Attend {
+    /// One per query of the task.
+    states: *mut f32,
+}
+
+impl PackStep for Attend {
+    #[inline(always)]
+    unsafe fn take<S: Simd, N: Number, const Q: usize>(
+        &mut self,
+        s: S,
+        tile: &Tile<'_, N>,
+        work: &PackWork<'_, '_>,
+        first: usize,
+        filled: usize,
+    ) {
+        let state = state_len(&work.call.shape);
+        let width = tile.job.place.layout.value_width();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let states = self.states.add(first * state);
+            let mut rescale = [1.0; Q];
+            for (i, rescale) in rescale.iter_mut().enumerate() {
+                let len = filled.next_multiple_of(LANES);
+                let scores = std::slice::from_raw_parts_mut(work.scores.add(i * TILE), len);
+                *rescale = soften(s, scores, states.add(i * state));
+            }
             let mut column = 0;
-            let sums = pack.states.add(2 * LANES);
             while column < width {
-                let values = self.values.add(column);
-                let sums = sums.add(column);
+                let values = tile.values.add(column);
+                let sums = states.add(2 * LANES + column);
                 let left = (width - column) / LANES;
                 let step =
-                    Weighted { values, width, filled, scores: pack.scores, rescale: &rescale, sums, state };
+                    Weighted { values, width, filled, scores: work.scores, rescale: &rescale, sums, state };
                 column += LANES
                     * match left {
                         4.. if S::WIDE => step.add::<S, 4>(s),
@@ -212,7 +265,6 @@ impl<N: Number> Tile<'_, N> {
                     };
             }
         }
-        Q
     }
 }
 

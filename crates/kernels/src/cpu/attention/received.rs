@@ -1,0 +1,216 @@
+//! The attention that slots receive: sums of softmax weights over rows and heads.
+//!
+//! Scores are computed once more, with the forward pass's arithmetic, because a weight needs the
+//! maximum and the sum over all slots. A task has a range of slots of one head to itself and takes
+//! the rows in order, so that nothing depends on threads or chunks.
+
+use super::{
+    AttentionJob, AttentionRows, AttentionShape, Call, PACK, SPLIT, TASK_QUERIES, TILE, Task,
+    task::TaskRows,
+    tile::{Brain, Half, Number, PackStep, PackWork, Tile, widen},
+};
+use crate::cpu::{
+    AlignedBuf, Shared,
+    isa::SimdOp,
+    kv::SlotNumber,
+    simd::{LANES, Simd},
+};
+
+/// Which rows of a job count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReceivedMode {
+    /// All; their weights are added to the array (H2O, arXiv 2306.14048).
+    Sum,
+    /// The last; its weights replace those of the filled slots (TOVA, arXiv 2401.06104).
+    Last,
+}
+
+/// Where the attention that a job's slots receive is gathered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Which rows count.
+    pub mode: ReceivedMode,
+    /// First number of the job's array `[kv_heads, stride]`.
+    pub at: usize,
+    /// Numbers from one head to the next, at least as many as the job has slots.
+    pub stride: usize,
+}
+
+/// Query rows, where their results go, and where received attention goes.
+#[derive(Debug)]
+pub struct ReceivedRows<'a> {
+    /// The rows.
+    pub rows: AttentionRows<'a>,
+    /// One request or none per job. Arrays ascend and do not overlap.
+    pub jobs: &'a [Option<Received>],
+    /// All arrays; slots that a job has no rows for must have been zeroed or carry older sums.
+    pub sums: &'a mut [f32],
+}
+
+impl ReceivedRows<'_> {
+    /// Panics unless all arrays exist and none overlap.
+    pub(super) fn check(&self, kv_heads: usize, jobs: &[AttentionJob]) {
+        let mut free = 0;
+        for (job, request) in jobs.iter().zip(self.jobs) {
+            let Some(request) = request else { continue };
+            let filled = job.rows.checked_add(job.slots_before);
+            assert!(filled.is_some_and(|filled| filled <= request.stride), "a sum per slot");
+            assert!(request.at >= free, "arrays of jobs ascend and do not overlap");
+            let end = request.stride.checked_mul(kv_heads).and_then(|len| len.checked_add(request.at));
+            assert!(end.is_some_and(|end| end <= self.sums.len()), "arrays exist");
+            free = end.unwrap_or(usize::MAX);
+        }
+    }
+}
+
+/// Lists the tasks: ranges of [`SPLIT`] slots of a head.
+pub(super) fn plan(
+    shape: &AttentionShape,
+    jobs: &[AttentionJob],
+    requests: &[Option<Received>],
+    tasks: &mut Vec<Task>,
+) {
+    tasks.clear();
+    let group = shape.heads / shape.kv_heads;
+    for (job_idx, (job, request)) in jobs.iter().zip(requests).enumerate() {
+        let Some(request) = request else { continue };
+        let rows = match request.mode {
+            ReceivedMode::Sum => 0..job.rows,
+            ReceivedMode::Last => job.rows - 1..job.rows,
+        };
+        for head in 0..shape.kv_heads {
+            tasks.extend((0..(job.slots_before + job.rows).div_ceil(SPLIT)).map(|split| Task {
+                job: job_idx as u32,
+                head: head as u32,
+                first_query: (rows.start * group) as u32,
+                queries: (rows.len() * group) as u32,
+                split: Some(split as u32),
+                partial: 0,
+            }));
+        }
+    }
+}
+
+/// Adds what the slots of one range receive, with a thread's scratch.
+pub(super) struct AddReceived<'a, 'p> {
+    pub(super) call: &'a Call<'p>,
+    pub(super) task: Task,
+    pub(super) request: Received,
+    pub(super) sums: Shared<f32>,
+    pub(super) scratch: &'a mut [f32],
+}
+
+impl SimdOp for AddReceived<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let base = self.call.jobs[self.task.job as usize].place.base;
+        match self.call.shape.number {
+            SlotNumber::F32 => add(s, self, |memory| memory.as_slice::<f32>()[base..].as_ptr()),
+            SlotNumber::F16 => {
+                add(s, self, |memory| memory.as_slice::<u16>()[base..].as_ptr().cast::<Half>());
+            }
+            SlotNumber::Bf16 => {
+                add(s, self, |memory| memory.as_slice::<u16>()[base..].as_ptr().cast::<Brain>());
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn add<S: Simd, N: Number>(s: S, run: AddReceived<'_, '_>, layer: impl Fn(&AlignedBuf) -> *const N) {
+    let AddReceived { call, task, request, sums, scratch } = run;
+    let job = &call.jobs[task.job as usize];
+    let (layout, head) = (&job.place.layout, task.head as usize);
+    let dim = call.shape.head_dim;
+    let (queries, scratch) = scratch.split_at_mut(TASK_QUERIES * dim);
+    let (scores, scratch) = scratch.split_at_mut(PACK * TILE);
+    let (widened, scratch) = scratch.split_at_mut(TILE * (dim + layout.value_width()));
+    // What the forward pass keeps its states in has room for these.
+    let (gathered, row_sums) = scratch[..2 * SPLIT].split_at_mut(SPLIT);
+    let begin = task.split.unwrap_or(0) as usize * SPLIT;
+    let end = (job.slots_before + job.rows).min(begin + SPLIT);
+    // SAFETY: `ReceivedRows::check` has seen that the slots exist; the range belongs to this task.
+    let target = unsafe { sums.slice(request.at + head * request.stride + begin, end - begin) };
+    gathered.fill(0.0);
+    if request.mode == ReceivedMode::Sum {
+        gathered[..target.len()].copy_from_slice(target);
+    }
+    row_sums.fill(0.0);
+    let last_query = task.first_query + task.queries;
+    for first_query in (task.first_query..last_query).step_by(TASK_QUERIES) {
+        let count = (last_query - first_query).min(TASK_QUERIES as u32);
+        let rows = TaskRows::new(call, &Task { first_query, queries: count, ..task });
+        let count = count as usize;
+        let visible = rows.visible(count - 1).min(end);
+        if visible <= begin {
+            continue;
+        }
+        rows.scale_queries(call, &mut queries[..count * dim]);
+        for start in (begin..visible).step_by(TILE) {
+            let work =
+                PackWork { call, rows: &rows, count, queries: queries.as_ptr(), scores: scores.as_mut_ptr() };
+            let step =
+                Gather { gathered: &mut gathered[start - begin..], row_sums: &mut row_sums[start - begin..] };
+            // SAFETY: `Attention::check` has seen that the slots exist; groups of 16 slots are padded
+            // to full; scratch has `count` queries, a pack of scores and a widened tile.
+            unsafe {
+                let keys = layer(call.memory).add(layout.key(head, start));
+                // Values are not looked at.
+                if count > PACK && N::NARROW {
+                    let wide = widened.as_mut_ptr();
+                    widen(s, keys, TILE.min(visible - start).next_multiple_of(LANES) * dim, wide);
+                    let (keys, values) = (wide.cast_const(), wide.cast_const());
+                    Tile { keys, values, start, job, head }.each_pack(s, work, step);
+                } else {
+                    Tile { keys, values: keys, start, job, head }.each_pack(s, work, step);
+                }
+            }
+        }
+    }
+    target.copy_from_slice(&gathered[..target.len()]);
+}
+
+/// Turns scores into final weights and adds them up.
+struct Gather<'a> {
+    /// Received by each slot, from the tile's first.
+    gathered: &'a mut [f32],
+    /// The current row's weights over the heads so far. All heads of a row see the same slots, so
+    /// whatever queries were left out, these are zero between rows.
+    row_sums: &'a mut [f32],
+}
+
+impl PackStep for Gather<'_> {
+    #[inline(always)]
+    unsafe fn take<S: Simd, N: Number, const Q: usize>(
+        &mut self,
+        s: S,
+        _: &Tile<'_, N>,
+        work: &PackWork<'_, '_>,
+        first: usize,
+        filled: usize,
+    ) {
+        let Some(softmax) = work.call.softmax else { return };
+        for i in first..first + Q {
+            // SAFETY: the forward pass has written it for every query.
+            let [top, inverse] = unsafe { *softmax.get().add(work.rows.query(&work.call.shape, i)) };
+            let (top, inverse) = (s.splat(top), s.splat(inverse));
+            let ends_row = work.rows.ends_row(i);
+            let groups = self.gathered.chunks_exact_mut(LANES).zip(self.row_sums.chunks_exact_mut(LANES));
+            for (group, (gathered, row_sums)) in groups.take(filled.div_ceil(LANES)).enumerate() {
+                // SAFETY: whole groups of scores lie there (the caller's promise); chunks of 16.
+                unsafe {
+                    let score = s.load(work.scores.add((i - first) * TILE + group * LANES));
+                    let weight = s.mul(s.exp2(s.sub(score, top)), inverse);
+                    let mut sum = s.add(s.load(row_sums.as_ptr()), weight);
+                    if ends_row {
+                        s.store(gathered.as_mut_ptr(), s.add(s.load(gathered.as_ptr()), sum));
+                        sum = s.splat(0.0);
+                    }
+                    s.store(row_sums.as_mut_ptr(), sum);
+                }
+            }
+        }
+    }
+}
