@@ -95,9 +95,9 @@ struct Sequences {
 fn attention(team: &mut Team, isa: Isa, sequences: Sequences, received: bool) {
     let Sequences { number, count, rows, depth } = sequences;
     let shape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, number };
-    let layout = KvLayout::new(3, 64, depth + rows);
+    let layout = KvLayout::of(number, 3, 64, depth + rows);
     let mut memory = AlignedBuf::zeroed(LAYERS * count * layout.layer_len() * number.bytes());
-    // Halves and bfloat16 from 0.125 on, pairs of which are small singles.
+    // Halves from 0.125 on, pairs of which are small singles, as are scales.
     memory.as_mut_slice::<u16>().iter_mut().enumerate().for_each(|(i, x)| *x = 0x3000 + (i % 2048) as u16);
     let queries: Vec<f32> = (0..count * rows * 960).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect();
     let mut out = vec![0.0; count * rows * 576];
@@ -145,7 +145,9 @@ fn all_attention(team: &mut Team, isa: Isa) {
     }
     for depth in [256, 512, 2048] {
         for (count, rows) in [(16, 1), (1, 128)] {
-            attention(team, isa, Sequences { number: SlotNumber::F16, count, rows, depth }, true);
+            for number in [SlotNumber::F32, SlotNumber::F16, SlotNumber::I8] {
+                attention(team, isa, Sequences { number, count, rows, depth }, true);
+            }
         }
     }
 }

@@ -59,6 +59,9 @@ pub(super) trait Simd: Copy {
     /// 16 readable bfloat16 at `p`, any alignment.
     unsafe fn load_bf16(self, p: *const u16) -> Self::F;
     /// # Safety
+    /// 16 readable bytes at `p`, any alignment.
+    unsafe fn load_i8(self, p: *const i8) -> Self::F;
+    /// # Safety
     /// 16 writable f32 at `p`, any alignment.
     unsafe fn store(self, p: *mut f32, a: Self::F);
     /// Writes the nearest integers of `a * by` (all within ±32512) as `255 high + low`, both digits
@@ -204,6 +207,11 @@ impl Simd for Scalar {
     unsafe fn load_bf16(self, p: *const u16) -> Self::F {
         // SAFETY: the caller's promise.
         each(|i| bf16::from_bits(unsafe { p.add(i).read_unaligned() }).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::F {
+        // SAFETY: the caller's promise.
+        each(|i| f32::from(unsafe { p.add(i).read() }))
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, a: Self::F) {

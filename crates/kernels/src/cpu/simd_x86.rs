@@ -154,6 +154,12 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::F {
+        // SAFETY: the caller's promise; the token proves the features.
+        [0, 8]
+            .map(|at| unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(at).cast()))) })
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, a: Self::F) {
         // SAFETY: the caller's promise; the token proves the features.
         unsafe {
@@ -296,6 +302,11 @@ impl Simd for Avx512 {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::F {
+        // SAFETY: the caller's promise; see `splat`.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, a: Self::F) {

@@ -52,9 +52,8 @@ proptest! {
 /// Long enough for several splits of a decode row, one row at a time from a filled cache.
 #[test]
 fn split_decode_is_whole() {
-    for heads in [9, 3] {
-        let shape =
-            AttentionShape { heads, kv_heads: 3, head_dim: 64, scale: 0.125, number: SlotNumber::F16 };
+    for (heads, number) in [(9, SlotNumber::F16), (3, SlotNumber::F16), (9, SlotNumber::I8)] {
+        let shape = AttentionShape { heads, kv_heads: 3, head_dim: 64, scale: 0.125, number };
         let case = Case::new(5, shape, 900, None);
         let whole = case.run(&mut Team::new(1).unwrap(), Isa::best(), 900);
         for threads in [2, 4] {
@@ -72,6 +71,23 @@ fn large_values_saturate_as_halves() {
     let out = case.run(&mut Team::new(1).unwrap(), Isa::best(), 2).out;
     assert!(out[..8].iter().all(|x| x.is_finite()), "row 0 does not see row 1");
     assert!(out[8..].iter().all(|x| x.is_finite()));
+}
+
+/// Infinities become finite; a NaN is seen by every row that sees its slot's value.
+#[test]
+fn special_values_in_bytes() {
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 8, scale: 1.0, number: SlotNumber::I8 };
+    let mut case = Case::new(1, shape, 3, None);
+    case.rows[24 + 8] = f32::NEG_INFINITY;
+    case.rows[24 + 16] = f32::INFINITY;
+    let out = case.run(&mut Team::new(1).unwrap(), Isa::best(), 3).out;
+    assert!(out.iter().all(|x| x.is_finite()), "{out:?}");
+    case.rows[24 + 16] = f32::NAN;
+    for isa in Isa::available() {
+        let out = case.run(&mut Team::new(1).unwrap(), isa, 1).out;
+        assert!(out[..8].iter().all(|x| x.is_finite()), "row 0 comes before");
+        assert!(out[8..].iter().all(|x| x.is_nan()), "{}", isa.name());
+    }
 }
 
 #[test]
@@ -103,6 +119,8 @@ fn jobs_that_could_touch_others_memory_are_refused() {
         let place = KvPlace { layout, base: 0 };
         assert!(!runs(&[AttentionJob { place, ..job(0, 2) }]), "a layer of another shape");
     }
+    let place = KvPlace { layout: KvLayout::of(SlotNumber::I8, 2, 16, 6), base: 0 };
+    assert!(!runs(&[AttentionJob { place, ..job(0, 2) }]), "a layer of another number type");
     let place = KvPlace { layout, base: usize::MAX };
     assert!(!runs(&[AttentionJob { place, ..job(0, 2) }]), "a layer beyond the memory");
     assert!(!runs(&[AttentionJob { slots_before: usize::MAX, ..job(0, 2) }]), "slots beyond the layer");

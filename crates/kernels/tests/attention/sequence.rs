@@ -62,7 +62,7 @@ impl Case {
         mode: Option<ReceivedMode>,
     ) -> Outcome {
         let kv_heads = self.shape.kv_heads;
-        let layout = KvLayout::new(kv_heads, self.shape.head_dim, self.count);
+        let layout = KvLayout::of(self.shape.number, kv_heads, self.shape.head_dim, self.count);
         // Not at the start of the memory, and not the only layer.
         let place = KvPlace { layout, base: layout.layer_len() };
         let mut memory = AlignedBuf::zeroed(3 * layout.layer_len() * self.shape.number.bytes());
@@ -133,12 +133,16 @@ impl Case {
     }
 
     /// The key or value at `column` of a row as its slot has it.
-    fn stored(&self, row: usize, column: usize) -> Vec<f64> {
+    pub fn stored(&self, row: usize, column: usize) -> Vec<f64> {
         let numbers = self.rows[row * self.stride + column..][..self.shape.head_dim].iter();
         match self.shape.number {
             SlotNumber::F32 => numbers.map(|&x| x.into()).collect(),
             SlotNumber::F16 => numbers.map(|&x| f16::from_f32(x).to_f64()).collect(),
             SlotNumber::Bf16 => numbers.map(|&x| bf16::from_f32(x).to_f64()).collect(),
+            SlotNumber::I8 => {
+                let scale = numbers.clone().fold(0.0, |top: f32, x| top.max(x.abs())) / 127.0;
+                numbers.map(|x| f64::from((x / scale).round_ties_even()) * f64::from(scale)).collect()
+            }
         }
     }
 }
@@ -159,9 +163,15 @@ impl Outcome {
     }
 }
 
+pub const NUMBERS: [SlotNumber; 4] = [SlotNumber::F32, SlotNumber::F16, SlotNumber::Bf16, SlotNumber::I8];
+
 pub fn shape() -> impl Strategy<Value = AttentionShape> {
-    let numbers = vec![SlotNumber::F32, SlotNumber::F16, SlotNumber::Bf16];
-    (1usize..4, 1usize..8, prop::sample::select(vec![8, 16, 24, 64, 96, 128]), prop::sample::select(numbers))
+    (
+        1usize..4,
+        1usize..8,
+        prop::sample::select(vec![8, 16, 24, 64, 96, 128]),
+        prop::sample::select(NUMBERS.to_vec()),
+    )
         .prop_map(|(kv_heads, group, head_dim, number)| AttentionShape {
             heads: kv_heads * group,
             kv_heads,

@@ -263,7 +263,8 @@ impl Attention {
         let mut free_row = 0;
         for job in jobs {
             let layout = job.place.layout;
-            assert!(layout.fits(shape.kv_heads, shape.head_dim), "a layer of this shape");
+            assert!(layout.fits(shape.number, shape.kv_heads, shape.head_dim), "a layer of this shape");
+            assert!(job.place.holds(shape.number), "an aligned layer");
             // Tasks write to their rows at once, so no two may have the same; subtractions instead of
             // sums, because sums may wrap.
             assert!(job.rows > 0, "a job has rows");

@@ -7,10 +7,10 @@
 use super::{
     AttentionJob, AttentionRows, AttentionShape, Call, PACK, SPLIT, TASK_QUERIES, TILE, Task,
     task::TaskRows,
-    tile::{Brain, Half, Number, PackStep, PackWork, Tile, widen},
+    tile::{Brain, Byte, Half, Number, PackStep, PackWork, Tile},
 };
 use crate::cpu::{
-    AlignedBuf, Shared,
+    Shared,
     isa::SimdOp,
     kv::SlotNumber,
     simd::{LANES, Simd},
@@ -105,21 +105,17 @@ impl SimdOp for AddReceived<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let base = self.call.jobs[self.task.job as usize].place.base;
         match self.call.shape.number {
-            SlotNumber::F32 => add(s, self, |memory| memory.as_slice::<f32>()[base..].as_ptr()),
-            SlotNumber::F16 => {
-                add(s, self, |memory| memory.as_slice::<u16>()[base..].as_ptr().cast::<Half>());
-            }
-            SlotNumber::Bf16 => {
-                add(s, self, |memory| memory.as_slice::<u16>()[base..].as_ptr().cast::<Brain>());
-            }
+            SlotNumber::F32 => add::<S, f32>(s, self),
+            SlotNumber::F16 => add::<S, Half>(s, self),
+            SlotNumber::Bf16 => add::<S, Brain>(s, self),
+            SlotNumber::I8 => add::<S, Byte>(s, self),
         }
     }
 }
 
 #[inline(always)]
-fn add<S: Simd, N: Number>(s: S, run: AddReceived<'_, '_>, layer: impl Fn(&AlignedBuf) -> *const N) {
+fn add<S: Simd, N: Number>(s: S, run: AddReceived<'_, '_>) {
     let AddReceived { call, task, request, sums, scratch } = run;
     let job = &call.jobs[task.job as usize];
     let (layout, head) = (&job.place.layout, task.head as usize);
@@ -156,15 +152,12 @@ fn add<S: Simd, N: Number>(s: S, run: AddReceived<'_, '_>, layer: impl Fn(&Align
             // SAFETY: `Attention::check` has seen that the slots exist; groups of 16 slots are padded
             // to full; scratch has `count` queries, a pack of scores and a widened tile.
             unsafe {
-                let keys = layer(call.memory).add(layout.key(head, start));
-                // Values are not looked at.
+                let tile = Tile::<N>::stored(call, job, head, start);
                 if count > PACK && N::NARROW {
-                    let wide = widened.as_mut_ptr();
-                    widen(s, keys, TILE.min(visible - start).next_multiple_of(LANES) * dim, wide);
-                    let (keys, values) = (wide.cast_const(), wide.cast_const());
-                    Tile { keys, values, start, job, head }.each_pack(s, work, step);
+                    let filled = TILE.min(visible - start);
+                    tile.widened(s, filled, widened.as_mut_ptr(), false).each_pack(s, work, step);
                 } else {
-                    Tile { keys, values: keys, start, job, head }.each_pack(s, work, step);
+                    tile.each_pack(s, work, step);
                 }
             }
         }

@@ -2,10 +2,9 @@
 
 use super::{
     AttentionShape, Call, PACK, SPLIT, TASK_QUERIES, TILE, Task, state_len,
-    tile::{Brain, Half, Number, PackWork, Tile, widen},
+    tile::{Brain, Byte, Half, Number, PackWork, Tile},
 };
 use crate::cpu::{
-    AlignedBuf,
     isa::SimdOp,
     kv::SlotNumber,
     simd::{LANES, Simd},
@@ -23,22 +22,18 @@ impl SimdOp for RunTask<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let base = self.call.jobs[self.task.job as usize].place.base;
         match self.call.shape.number {
-            SlotNumber::F32 => attend(s, self, |memory| memory.as_slice::<f32>()[base..].as_ptr()),
-            SlotNumber::F16 => {
-                attend(s, self, |memory| memory.as_slice::<u16>()[base..].as_ptr().cast::<Half>());
-            }
-            SlotNumber::Bf16 => {
-                attend(s, self, |memory| memory.as_slice::<u16>()[base..].as_ptr().cast::<Brain>());
-            }
+            SlotNumber::F32 => attend::<S, f32>(s, self),
+            SlotNumber::F16 => attend::<S, Half>(s, self),
+            SlotNumber::Bf16 => attend::<S, Brain>(s, self),
+            SlotNumber::I8 => attend::<S, Byte>(s, self),
         }
     }
 }
 
 /// One task: scales its queries, walks splits and tiles, writes results or a partial result.
 #[inline(always)]
-fn attend<S: Simd, N: Number>(s: S, run: RunTask<'_, '_>, layer: impl Fn(&AlignedBuf) -> *const N) {
+fn attend<S: Simd, N: Number>(s: S, run: RunTask<'_, '_>) {
     let RunTask { call, task, scratch } = run;
     let shape = call.shape;
     let job = &call.jobs[task.job as usize];
@@ -68,30 +63,15 @@ fn attend<S: Simd, N: Number>(s: S, run: RunTask<'_, '_>, layer: impl Fn(&Aligne
         let states = states.as_mut_ptr();
         for start in (split * SPLIT..last_slot.min((split + 1) * SPLIT)).step_by(TILE) {
             let filled = TILE.min(last_slot - start);
-            // SAFETY: `Attention::check` has seen that the slots exist.
-            let (keys, values) = unsafe {
-                let layer = layer(call.memory);
-                (layer.add(layout.key(head, start)), layer.add(layout.value(head, start)))
-            };
             let work = PackWork { call, rows: &rows, count, queries: queries.as_ptr(), scores };
-            // SAFETY: as above; groups of 16 slots are padded to full; scratch has `count` queries
-            // and states, a pack of scores and a widened tile.
+            // SAFETY: `Attention::check` has seen that the slots exist; groups of 16 slots are padded
+            // to full; scratch has `count` queries and states, a pack of scores and a widened tile.
             unsafe {
+                let tile = Tile::<N>::stored(call, job, head, start);
                 if count > PACK && N::NARROW {
-                    let wide_keys = widened.as_mut_ptr();
-                    let wide_values = wide_keys.add(TILE * dim);
-                    widen(s, keys, filled.next_multiple_of(LANES) * dim, wide_keys);
-                    widen(s, values, filled * layout.value_width(), wide_values);
-                    let tile = Tile {
-                        keys: wide_keys.cast_const(),
-                        values: wide_values.cast_const(),
-                        start,
-                        job,
-                        head,
-                    };
-                    tile.attend_all(s, work, states);
+                    tile.widened(s, filled, widened.as_mut_ptr(), true).attend_all(s, work, states);
                 } else {
-                    Tile { keys, values, start, job, head }.attend_all(s, work, states);
+                    tile.attend_all(s, work, states);
                 }
             }
         }

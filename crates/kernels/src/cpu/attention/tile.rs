@@ -1,12 +1,20 @@
 //! One step of the online softmax: some queries over a tile of 64 slots.
 
 use super::{AttentionJob, Call, TILE, state_len, task::TaskRows};
-use crate::cpu::simd::{LANES, Simd};
+use crate::cpu::{
+    AlignedBuf,
+    simd::{LANES, Simd},
+};
 
 /// A number type of slots.
 pub(super) trait Number: Copy {
     /// Whether widening costs something.
     const NARROW: bool;
+    /// Whether keys and values have scales.
+    const SCALED: bool = false;
+
+    /// Number `base` of the memory.
+    fn at(memory: &AlignedBuf, base: usize) -> *const Self;
 
     /// # Safety
     /// 16 readable numbers at `p`.
@@ -19,9 +27,17 @@ pub(super) struct Half(u16);
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(super) struct Brain(u16);
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Byte(i8);
 
 impl Number for f32 {
     const NARROW: bool = false;
+
+    #[inline(always)]
+    fn at(memory: &AlignedBuf, base: usize) -> *const Self {
+        memory.as_slice::<f32>()[base..].as_ptr()
+    }
 
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F {
@@ -34,6 +50,11 @@ impl Number for Half {
     const NARROW: bool = true;
 
     #[inline(always)]
+    fn at(memory: &AlignedBuf, base: usize) -> *const Self {
+        memory.as_slice::<u16>()[base..].as_ptr().cast()
+    }
+
+    #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { s.load_f16(p.cast()) }
@@ -44,22 +65,113 @@ impl Number for Brain {
     const NARROW: bool = true;
 
     #[inline(always)]
+    fn at(memory: &AlignedBuf, base: usize) -> *const Self {
+        memory.as_slice::<u16>()[base..].as_ptr().cast()
+    }
+
+    #[inline(always)]
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F {
         // SAFETY: the caller's promise.
         unsafe { s.load_bf16(p.cast()) }
     }
 }
 
+impl Number for Byte {
+    const NARROW: bool = true;
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    fn at(memory: &AlignedBuf, base: usize) -> *const Self {
+        memory.as_slice::<u8>()[base..].as_ptr().cast()
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_i8(p.cast()) }
+    }
+}
+
+/// Scales of the slots of a tile. They go on scores and weights, so that bytes as stored and bytes
+/// widened give the same bits.
+#[derive(Clone, Copy)]
+struct Scales {
+    /// `[64]`.
+    keys: *const f32,
+    /// `[64]`.
+    values: *const f32,
+}
+
 /// 64 slots of one head, as stored or widened.
 pub(super) struct Tile<'a, N> {
     /// `[4, head_dim, 16]`.
-    pub(super) keys: *const N,
+    keys: *const N,
     /// `[64, value_width]`.
-    pub(super) values: *const N,
+    values: *const N,
+    scales: Option<Scales>,
     /// The first slot.
-    pub(super) start: usize,
-    pub(super) job: &'a AttentionJob,
-    pub(super) head: usize,
+    start: usize,
+    job: &'a AttentionJob,
+    head: usize,
+}
+
+impl<'a, N: Number> Tile<'a, N> {
+    /// The slots from `start` as stored.
+    ///
+    /// # Safety
+    /// Job, head and slots exist ([`Attention::check`](super::Attention::check)).
+    #[inline(always)]
+    pub(super) unsafe fn stored(call: &Call<'a>, job: &'a AttentionJob, head: usize, start: usize) -> Self {
+        let (layout, base) = (&job.place.layout, job.place.base);
+        let layer = N::at(call.memory, base);
+        // SAFETY: the caller's promise; scales are aligned, as the base of a layer with scales is.
+        unsafe {
+            let scales = || Scales {
+                keys: layer.byte_add(layout.key_scale(head, start)).cast(),
+                values: layer.byte_add(layout.value_scale(head, start)).cast(),
+            };
+            Self {
+                keys: layer.add(layout.key(head, start)),
+                values: layer.add(layout.value(head, start)),
+                scales: N::SCALED.then(scales),
+                start,
+                job,
+                head,
+            }
+        }
+    }
+
+    /// The first `filled` slots, widened to `room`; if `values` are not wanted, they do not exist.
+    ///
+    /// # Safety
+    /// The slots exist, and room for a tile.
+    #[inline(always)]
+    pub(super) unsafe fn widened<S: Simd>(
+        &self,
+        s: S,
+        filled: usize,
+        room: *mut f32,
+        values: bool,
+    ) -> Tile<'a, f32> {
+        let layout = &self.job.place.layout;
+        let dim = layout.head_dim();
+        // SAFETY: the caller's promise; groups of 16 slots are padded to full.
+        unsafe {
+            let wide_values = room.add(TILE * dim);
+            widen(s, self.keys, filled.next_multiple_of(LANES) * dim, room);
+            if values {
+                widen(s, self.values, filled * layout.value_width(), wide_values);
+            }
+            Tile {
+                keys: room.cast_const(),
+                values: wide_values.cast_const(),
+                scales: self.scales,
+                start: self.start,
+                job: self.job,
+                head: self.head,
+            }
+        }
+    }
 }
 
 /// All queries of a task.
@@ -78,7 +190,7 @@ pub(super) struct PackWork<'a, 'p> {
 /// # Safety
 /// `count` numbers at `from` and room for them at `to`.
 #[inline(always)]
-pub(super) unsafe fn widen<S: Simd, N: Number>(s: S, from: *const N, count: usize, to: *mut f32) {
+unsafe fn widen<S: Simd, N: Number>(s: S, from: *const N, count: usize, to: *mut f32) {
     for i in (0..count).step_by(LANES) {
         // SAFETY: the caller's promise.
         unsafe { s.store(to.add(i), N::load(s, from.add(i))) };
@@ -188,6 +300,11 @@ impl<N: Number> Tile<'_, N> {
                     scores::<S, N, Q, 1>(s, keys, dim, queries, work.scores.add(group * LANES));
                 }
             }
+            if let Some(scales) = self.scales {
+                for i in 0..Q {
+                    scale(s, work.scores.add(i * TILE), scales.keys, groups);
+                }
+            }
         }
         for i in 0..Q {
             // SAFETY: just written.
@@ -249,6 +366,9 @@ impl PackStep for Attend {
                 let len = filled.next_multiple_of(LANES);
                 let scores = std::slice::from_raw_parts_mut(work.scores.add(i * TILE), len);
                 *rescale = soften(s, scores, states.add(i * state));
+                if let Some(scales) = tile.scales {
+                    scale(s, scores.as_mut_ptr(), scales.values, len / LANES);
+                }
             }
             let mut column = 0;
             while column < width {
@@ -304,6 +424,18 @@ unsafe fn scores<S: Simd, N: Number, const Q: usize, const G: usize>(
                 s.store(out.add(q * TILE + g * LANES), acc);
             }
         }
+    }
+}
+
+/// Multiplies scores or weights by the scales of their slots.
+///
+/// # Safety
+/// `groups` groups of 16 numbers and scales.
+#[inline(always)]
+unsafe fn scale<S: Simd>(s: S, numbers: *mut f32, scales: *const f32, groups: usize) {
+    for at in (0..groups * LANES).step_by(LANES) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(numbers.add(at), s.mul(s.load(numbers.add(at)), s.load(scales.add(at)))) };
     }
 }
 
