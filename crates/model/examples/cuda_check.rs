@@ -11,7 +11,7 @@ use std::{path::Path, process::ExitCode, time::Instant};
 
 use locket_model::{
     Batch, BlockId, Error, Model,
-    kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SlotType},
+    kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SideArrays, SlotType},
     llama::{Llama, decode_layer},
     load::{Backend, BuildOptions, Checkpoint},
     ops::{Ops, OpsConfig, Reg, cuda::CudaOps},
@@ -24,7 +24,12 @@ const STEPS: u32 = 32;
 
 fn plan(checkpoint: &Checkpoint, slot_type: SlotType) -> CachePlan {
     let classes = vec![BlockClass { capacity: 512, blocks: SEQUENCES }];
-    CachePlan { geometry: CacheGeometry::of(&checkpoint.config), slot_type, classes }
+    CachePlan {
+        geometry: CacheGeometry::of(&checkpoint.config),
+        slot_type,
+        side: SideArrays::default(),
+        classes,
+    }
 }
 
 /// Token ids that a seeded generator picks.
@@ -77,6 +82,7 @@ fn parity(checkpoint: &Checkpoint) -> Result<bool, Error> {
             cache: plan(checkpoint, SlotType::F32),
             max_batch_rows: POSITIONS as usize,
             threads: 0,
+            side_car: None,
         })
     };
     let host = teacher_forced(&mut *build(Backend::Reference)?, &tokens)?;
@@ -107,6 +113,7 @@ fn cuda_model(checkpoint: &Checkpoint) -> Result<Llama<CudaOps>, Error> {
         cache: plan(checkpoint, SlotType::F32),
         max_batch_rows: SEQUENCES as usize,
         threads: 1,
+        side_car: None,
     };
     let mut ops = CudaOps::new(config, 0)?;
     let weights = checkpoint.prepare(&mut ops)?;
@@ -182,6 +189,7 @@ fn decode_parity(checkpoint: &Checkpoint) -> Result<bool, Error> {
         cache: plan(checkpoint, SlotType::F32),
         max_batch_rows: SEQUENCES as usize,
         threads: 0,
+        side_car: None,
     })?;
     for sequence in 0..SEQUENCES {
         host.open_block(BlockId(sequence), CacheSettings::full(512))?;

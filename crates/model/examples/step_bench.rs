@@ -11,7 +11,7 @@ use std::{path::Path, time::Instant};
 
 use locket_model::{
     Batch, BlockId, Error, Model,
-    kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SlotType},
+    kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SideArrays, SlotType},
     load::{Backend, BuildOptions, Checkpoint},
 };
 
@@ -29,13 +29,14 @@ fn main() -> Result<(), Error> {
     let cache = CachePlan {
         geometry: CacheGeometry::of(&checkpoint.config),
         slot_type: SlotType::F16,
+        side: SideArrays::default(),
         classes: vec![
             BlockClass { capacity: 640, blocks: BLOCKS },
             BlockClass { capacity: CONTEXT, blocks: 1 },
         ],
     };
     let start = Instant::now();
-    let options = BuildOptions { backend: Backend::Cpu, cache, max_batch_rows: 512, threads };
+    let options = BuildOptions { backend: Backend::Cpu, cache, max_batch_rows: 512, threads, side_car: None };
     let mut model = checkpoint.build(&options)?;
     println!("loaded in {:.2} s", start.elapsed().as_secs_f64());
     for (rows, chunks) in [(16, 8), (64, 8), (256, 4), (512, 9)] {

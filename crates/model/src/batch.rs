@@ -63,9 +63,10 @@ impl Batch {
     ///
     /// # Errors
     /// [`Error::InvalidBatch`] if it has no rows or more than `max_rows`, an id is not below
-    /// `vocab_size`, a position not below `max_position`, or rows, sequences and sample rows
-    /// contradict one another.
-    pub fn check(&self, max_rows: usize, vocab_size: usize, max_position: usize) -> Result<(), Error> {
+    /// `vocab_size`, or rows, sequences and sample rows contradict one another. How far positions may
+    /// go depends on a block's settings:
+    /// [`BlockState::check_append`](crate::kv_cache::BlockState::check_append).
+    pub fn check(&self, max_rows: usize, vocab_size: usize) -> Result<(), Error> {
         let rows = self.num_rows();
         let invalid = |reason: String| Err(Error::InvalidBatch(reason));
         if rows == 0 || rows > max_rows {
@@ -76,9 +77,6 @@ impl Batch {
         }
         if let Some(id) = self.ids.iter().find(|&&id| id as usize >= vocab_size) {
             return invalid(format!("id {id}; the vocabulary has {vocab_size}"));
-        }
-        if let Some(position) = self.positions.iter().find(|&&position| position as usize >= max_position) {
-            return invalid(format!("position {position}; the model was trained on {max_position}"));
         }
         if self.sample_rows.iter().any(|&row| row as usize >= rows)
             || !self.sample_rows.is_sorted_by(|a, b| a < b)

@@ -58,6 +58,37 @@ pub trait Model: Send {
     /// Scrubs `block` so that nothing of its sequence can be read by the next one.
     fn close_block(&mut self, block: BlockId);
 
+    /// The whole state of an open block as bytes: settings, filled slots, side arrays. They mean the
+    /// same to every block of the model that is large enough, in a later process too, as long as model,
+    /// slot type, backend and side-car are the same.
+    ///
+    /// # Errors
+    /// [`Error::InvalidBatch`] if the block does not exist or is not open, or a device error.
+    fn export_block(&self, block: BlockId) -> Result<Vec<u8>, Error>;
+
+    /// Opens `block` with the state that [`Self::export_block`] returned.
+    ///
+    /// # Errors
+    /// [`Error::InvalidBatch`] if the image is broken, of another model or does not fit; the block is
+    /// closed then.
+    fn import_block(&mut self, block: BlockId, image: &[u8]) -> Result<(), Error>;
+
+    /// Tokens of the block's sequence that some layer no longer holds in a slot of their own; 0 while
+    /// attention is exact, and for a block that is not open.
+    fn folded_tokens(&self, block: BlockId) -> u32;
+
+    /// Runs one step as [`Self::forward`] does, and writes for each of its sample rows how likely
+    /// `targets [sample_rows]` is as the next token, without handing out logits.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; [`Error::InvalidBatch`] if there is not one target per sample row.
+    fn score_tokens(
+        &mut self,
+        batch: &Batch,
+        targets: &[u32],
+        out: &mut Vec<TokenScore>,
+    ) -> Result<(), Error>;
+
     /// The most rows that one [`Batch`] may have (the workspace's size).
     fn max_batch_rows(&self) -> usize;
 
@@ -68,6 +99,31 @@ pub trait Model: Send {
     /// and does not have fails now and no step waits for a page. Nothing to do where that is so
     /// from the start.
     fn prefault(&mut self) {}
+}
+
+/// How likely a token was.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct TokenScore {
+    /// Negative natural logarithm of its probability.
+    pub nll: f32,
+    /// The likeliest token.
+    pub best: u32,
+}
+
+impl TokenScore {
+    /// Scores `target` by a row of logits `[vocab_size]`. A target beyond the row has no chance.
+    pub fn of(logits: &[f32], target: u32) -> Self {
+        let mut best = 0;
+        for (id, &logit) in logits.iter().enumerate() {
+            if logit > logits[best] {
+                best = id;
+            }
+        }
+        let max = logits.get(best).copied().unwrap_or(0.0);
+        let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
+        let logit = logits.get(target as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        Self { nll: (f64::from(max) - f64::from(logit) + sum.ln()) as f32, best: best as u32 }
+    }
 }
 
 /// Where the bytes of a loaded model are.

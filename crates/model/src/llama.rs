@@ -5,7 +5,7 @@
 //! [`ModelConfig`], not other files.
 
 use crate::{
-    Batch, BlockId, Error, MemoryUse, Model, ModelConfig,
+    Batch, BlockId, Error, MemoryUse, Model, ModelConfig, TokenScore,
     kv_cache::{CachePlan, CacheSettings},
     ops::{Ops, Reg},
 };
@@ -92,6 +92,7 @@ pub fn decode_layer<O: Ops>(
     if let Some((q, k)) = &layer.qk_norm {
         ops.head_norm(step, q, k)?;
     }
+    ops.observe(step, layer_idx)?;
     ops.rope(step)?;
     ops.attend(step, layer_idx)?;
     ops.linear(step, &layer.output, Reg::Attn, Reg::X)?;
@@ -130,6 +131,34 @@ where
 
     fn close_block(&mut self, block: BlockId) {
         self.ops.close_block(block);
+    }
+
+    fn export_block(&self, block: BlockId) -> Result<Vec<u8>, Error> {
+        self.ops.export_block(block)
+    }
+
+    fn import_block(&mut self, block: BlockId, image: &[u8]) -> Result<(), Error> {
+        self.ops.import_block(block, image)
+    }
+
+    fn folded_tokens(&self, block: BlockId) -> u32 {
+        self.ops.folded_tokens(block)
+    }
+
+    fn score_tokens(
+        &mut self,
+        batch: &Batch,
+        targets: &[u32],
+        out: &mut Vec<TokenScore>,
+    ) -> Result<(), Error> {
+        if targets.len() != batch.sample_rows.len() {
+            let (targets, rows) = (targets.len(), batch.sample_rows.len());
+            return Err(Error::InvalidBatch(format!("{targets} targets for {rows} sample rows")));
+        }
+        let step = self.hidden(batch)?;
+        let Self { ops, weights } = self;
+        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
+        ops.score(&step, &weights.norm, head, Reg::H, Reg::X, targets, out)
     }
 
     fn max_batch_rows(&self) -> usize {

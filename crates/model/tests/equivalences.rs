@@ -14,7 +14,14 @@ use locket_model::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// Folds several times within [`TEXT`], in different steps in different layers.
-const WINDOW: CacheSettings = CacheSettings { method: CacheMethod::Window, slots: 48, ring: 20, sinks: 4 };
+const WINDOW: CacheSettings = CacheSettings {
+    method: CacheMethod::Window,
+    slots: 48,
+    ring: 20,
+    sinks: 4,
+    recent: 0,
+    recall_permille: 0,
+};
 
 fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|logit| logit.to_bits()).collect()

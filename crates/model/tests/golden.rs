@@ -95,7 +95,7 @@ fn cpu_equals_transformers() {
 /// Folds keep the backends together too, in every geometry.
 #[test]
 fn cpu_equals_reference_with_folds() {
-    let window = CacheSettings { method: CacheMethod::Window, slots: 48, ring: 20, sinks: 4 };
+    let window = CacheSettings { sinks: 4, recent: 0, ..CacheSettings::of(CacheMethod::Window, 48, 20) };
     for (variant, weights) in VARIANTS {
         let folder = checkpoint(variant, weights);
         let (ids, _) = expected(variant);

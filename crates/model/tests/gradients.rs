@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use locket_model::{
     Batch, BlockId, Model, ModelConfig,
     config::{RopeConfig, RopeScaling, RopeStyle},
-    kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SlotType},
+    kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SideArrays, SlotType},
     llama::{Layer, Llama, LlamaWeights},
     ops::{Ops, OpsConfig, RawTensor, WeightRole, WeightSpec, reference::ReferenceOps},
 };
@@ -76,9 +76,14 @@ fn tiny(style: RopeStyle, cached: bool) -> (Llama<ReferenceOps>, Vec<(String, Va
     let (hidden, inner, head) = (model.hidden_size, model.intermediate_size, model.head_dim);
     let (q, kv, vocab) = (model.q_dim(), model.kv_dim(), model.vocab_size);
     let classes = vec![BlockClass { capacity: 16, blocks: 1 }];
-    let cache = CachePlan { geometry: CacheGeometry::of(&model), slot_type: SlotType::F32, classes };
+    let cache = CachePlan {
+        geometry: CacheGeometry::of(&model),
+        slot_type: SlotType::F32,
+        side: SideArrays::default(),
+        classes,
+    };
     let num_layers = model.num_layers;
-    let config = OpsConfig { model, cache, max_batch_rows: 64, threads: 1 };
+    let config = OpsConfig { model, cache, max_batch_rows: 64, threads: 1, side_car: None };
     let mut ops = if cached {
         ReferenceOps::with_dtype(config, Device::Cpu, DType::F64).unwrap()
     } else {

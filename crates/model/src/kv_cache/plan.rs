@@ -1,6 +1,6 @@
 //! The memory arithmetic: how many blocks of which size are allocated at start.
 
-use super::CacheGeometry;
+use super::{CacheGeometry, SideArrays};
 use crate::{BlockId, Error};
 
 /// Number type of keys and values in the slots; one per process.
@@ -13,15 +13,34 @@ pub enum SlotType {
     F16,
     /// bfloat16.
     Bf16,
+    /// 8-bit integers with a scale per slot and head for the key and one for the value. Every slot is
+    /// quantised once, when it is appended.
+    I8,
+    /// 4-bit integers between the least and the largest of 32 numbers: an experiment that only the
+    /// reference backend has.
+    I4,
 }
 
 impl SlotType {
-    /// Bytes of one number.
-    pub fn bytes(self) -> usize {
+    /// Every type, in the order in which documentation lists them.
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::I8, Self::I4];
+
+    /// Bytes of a key and a value of `key` and `value` numbers.
+    fn pair_bytes(self, key: u64, value: u64) -> u64 {
+        let numbers = key.saturating_add(value);
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => numbers.saturating_mul(4),
+            Self::F16 | Self::Bf16 => numbers.saturating_mul(2),
+            // Two f32 scales.
+            Self::I8 => numbers.saturating_add(8),
+            // A least number and a step in half precision per 32 numbers.
+            Self::I4 => numbers.div_ceil(2).saturating_add(numbers.div_ceil(32).saturating_mul(4)),
         }
+    }
+
+    /// Whether slots hold numbers as they come, so that mixtures may be written into them.
+    pub fn is_float(self) -> bool {
+        !matches!(self, Self::I8 | Self::I4)
     }
 
     /// The name used in configuration.
@@ -30,6 +49,8 @@ impl SlotType {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::I8 => "int8",
+            Self::I4 => "int4",
         }
     }
 }
@@ -54,6 +75,8 @@ pub struct CachePlan {
     pub geometry: CacheGeometry,
     /// Number type of the slots.
     pub slot_type: SlotType,
+    /// What the methods that may be used keep beside keys, values and positions.
+    pub side: SideArrays,
     /// Classes by ascending capacity.
     pub classes: Vec<BlockClass>,
 }
@@ -65,6 +88,8 @@ pub struct PlanRequest {
     pub geometry: CacheGeometry,
     /// Number type of the slots.
     pub slot_type: SlotType,
+    /// What the methods that may be used keep beside keys, values and positions.
+    pub side: SideArrays,
     /// Capacities of the classes; the planner sorts them and drops duplicates.
     pub capacities: Vec<u32>,
     /// Bytes that the cache may take.
@@ -76,19 +101,22 @@ pub struct PlanRequest {
 impl CachePlan {
     /// Bytes of one block of `capacity` slots, rounded up to 16 as the CPU backend does: keys,
     /// values and side arrays. `u64::MAX` if they cannot be counted, which no budget pays for.
-    pub fn block_bytes(geometry: CacheGeometry, slot_type: SlotType, capacity: u32) -> u64 {
-        Self::slot_bytes(geometry, slot_type).saturating_mul(u64::from(capacity).next_multiple_of(PADDING))
+    pub fn block_bytes(geometry: CacheGeometry, slot_type: SlotType, side: SideArrays, capacity: u32) -> u64 {
+        let per_layer = (side.per_layer as u64).saturating_mul(size_of::<f32>() as u64);
+        Self::slot_bytes(geometry, slot_type, side)
+            .saturating_mul(u64::from(capacity).next_multiple_of(PADDING))
+            .saturating_add(per_layer.saturating_mul(geometry.num_layers as u64))
     }
 
     /// Bytes that one token takes in all layers and heads: a key, a value (its dimensions rounded
-    /// up to 16) and a position each.
-    pub fn slot_bytes(geometry: CacheGeometry, slot_type: SlotType) -> u64 {
-        let position = size_of::<u32>() as u64;
+    /// up to 16), a position and side arrays each.
+    pub fn slot_bytes(geometry: CacheGeometry, slot_type: SlotType, side: SideArrays) -> u64 {
+        let beside = (1 + side.columns as u64).saturating_mul(size_of::<u32>() as u64);
         let key = geometry.head_dim as u64;
         let value = key.checked_next_multiple_of(PADDING).unwrap_or(u64::MAX);
-        key.saturating_add(value)
-            .saturating_mul(slot_type.bytes() as u64)
-            .saturating_add(position)
+        slot_type
+            .pair_bytes(key, value)
+            .saturating_add(beside)
             .saturating_mul(geometry.num_layers as u64)
             .saturating_mul(geometry.num_kv_heads as u64)
     }
@@ -99,7 +127,7 @@ impl CachePlan {
     }
 
     fn class_bytes(&self, class: &BlockClass) -> u64 {
-        Self::block_bytes(self.geometry, self.slot_type, class.capacity)
+        Self::block_bytes(self.geometry, self.slot_type, self.side, class.capacity)
             .saturating_mul(u64::from(class.blocks))
     }
 
@@ -149,7 +177,7 @@ impl CachePlan {
         let most = request.max_sequences.min(u32::MAX / capacities.len() as u32);
         let bytes: Vec<u64> = capacities
             .iter()
-            .map(|&capacity| Self::block_bytes(request.geometry, request.slot_type, capacity))
+            .map(|&capacity| Self::block_bytes(request.geometry, request.slot_type, request.side, capacity))
             .collect();
         let mut left = request.budget_bytes;
         let mut blocks = vec![0u32; capacities.len()];
@@ -177,13 +205,13 @@ impl CachePlan {
             .filter(|&(_, blocks)| blocks > 0)
             .map(|(capacity, blocks)| BlockClass { capacity, blocks })
             .collect();
-        Ok(Self { geometry: request.geometry, slot_type: request.slot_type, classes })
+        Ok(Self { geometry: request.geometry, slot_type: request.slot_type, side: request.side, classes })
     }
 
     /// The plan in words, a line per class and one for the total, for the start-up print.
     pub fn describe(&self) -> Vec<String> {
         let class_line = |class: &BlockClass| {
-            let each = Self::block_bytes(self.geometry, self.slot_type, class.capacity);
+            let each = Self::block_bytes(self.geometry, self.slot_type, self.side, class.capacity);
             format!(
                 "{} x {} slots, {} per block, {} in all",
                 class.blocks,
@@ -198,19 +226,20 @@ impl CachePlan {
             self.num_blocks(),
             mebibytes(self.total_bytes()),
             self.slot_type.name(),
-            Self::slot_bytes(self.geometry, self.slot_type)
+            Self::slot_bytes(self.geometry, self.slot_type, self.side)
         ));
         lines
     }
 }
 
 fn does_not_fit(request: &PlanRequest, capacity: u32) -> Error {
-    let needed = CachePlan::block_bytes(request.geometry, request.slot_type, capacity);
-    let slot = CachePlan::slot_bytes(request.geometry, request.slot_type);
+    let needed = CachePlan::block_bytes(request.geometry, request.slot_type, request.side, capacity);
+    let slot = CachePlan::slot_bytes(request.geometry, request.slot_type, request.side);
     let possible = request.budget_bytes.checked_div(slot).unwrap_or(0) / PADDING * PADDING;
     let narrower = match request.slot_type {
         SlotType::F32 => "--cache-dtype f16 (half the bytes)",
-        SlotType::F16 | SlotType::Bf16 => "a narrower --cache-dtype, if it is not the narrowest already",
+        SlotType::F16 | SlotType::Bf16 => "--cache-dtype int8 (half the bytes)",
+        SlotType::I8 | SlotType::I4 => "there is no narrower --cache-dtype",
     };
     Error::Plan(format!(
         "one sequence of {capacity} slots needs {needed} bytes of cache ({slot} per token), but {} are \
@@ -231,12 +260,14 @@ mod tests {
     use super::*;
 
     /// SmolLM2-135M.
-    const SMOL: CacheGeometry = CacheGeometry { num_layers: 30, num_kv_heads: 3, head_dim: 64 };
+    const SMOL: CacheGeometry =
+        CacheGeometry { num_layers: 30, num_heads: 9, num_kv_heads: 3, head_dim: 64, max_position: 8192 };
 
     fn request(capacities: &[u32], budget_bytes: u64, max_sequences: u32) -> PlanRequest {
         PlanRequest {
             geometry: SMOL,
             slot_type: SlotType::F16,
+            side: SideArrays::default(),
             capacities: capacities.to_vec(),
             budget_bytes,
             max_sequences,
@@ -246,30 +277,46 @@ mod tests {
     #[test]
     fn smollm2_token_takes_23400_bytes_in_f16() {
         // 30 layers * 3 heads * (2 * 64 * 2 bytes + 4 bytes of position).
-        assert_eq!(CachePlan::slot_bytes(SMOL, SlotType::F16), 23_400);
-        assert_eq!(CachePlan::slot_bytes(SMOL, SlotType::Bf16), 23_400);
-        assert_eq!(CachePlan::slot_bytes(SMOL, SlotType::F32), 46_440);
-        assert_eq!(CachePlan::block_bytes(SMOL, SlotType::F16, 8192), 191_692_800);
-        let monstrous =
-            CacheGeometry { num_layers: usize::MAX, num_kv_heads: usize::MAX, head_dim: usize::MAX };
-        assert_eq!(CachePlan::block_bytes(monstrous, SlotType::F32, u32::MAX), u64::MAX);
+        assert_eq!(CachePlan::slot_bytes(SMOL, SlotType::F16, SideArrays::default()), 23_400);
+        assert_eq!(CachePlan::slot_bytes(SMOL, SlotType::Bf16, SideArrays::default()), 23_400);
+        assert_eq!(CachePlan::slot_bytes(SMOL, SlotType::F32, SideArrays::default()), 46_440);
+        // 2 * 64 bytes, two scales, position, three side arrays.
+        let learned = SideArrays { columns: 3, per_layer: 8 * 384 };
+        assert_eq!(CachePlan::slot_bytes(SMOL, SlotType::I8, learned), 90 * (128 + 8 + 16));
+        assert_eq!(CachePlan::block_bytes(SMOL, SlotType::I8, learned, 256), 256 * 90 * 152 + 30 * 4 * 3072);
+        assert_eq!(CachePlan::block_bytes(SMOL, SlotType::F16, SideArrays::default(), 8192), 191_692_800);
+        let monstrous = CacheGeometry {
+            num_layers: usize::MAX,
+            num_heads: usize::MAX,
+            num_kv_heads: usize::MAX,
+            head_dim: usize::MAX,
+            max_position: 1,
+        };
+        assert_eq!(
+            CachePlan::block_bytes(monstrous, SlotType::F32, SideArrays::default(), u32::MAX),
+            u64::MAX
+        );
     }
 
     #[test]
     fn what_backends_pad_is_counted() {
-        let geometry = CacheGeometry { num_layers: 2, num_kv_heads: 3, head_dim: 40 };
+        let geometry =
+            CacheGeometry { num_layers: 2, num_heads: 3, num_kv_heads: 3, head_dim: 40, max_position: 1 };
         // Values take 48 dimensions.
         let slot = 2 * 3 * ((40 + 48) * 2 + 4);
-        assert_eq!(CachePlan::slot_bytes(geometry, SlotType::F16), slot);
+        assert_eq!(CachePlan::slot_bytes(geometry, SlotType::F16, SideArrays::default()), slot);
         for (capacity, slots) in [(1, 16), (16, 16), (17, 32), (u32::MAX, 1 << 32)] {
-            assert_eq!(CachePlan::block_bytes(geometry, SlotType::F16, capacity), slots * slot);
+            assert_eq!(
+                CachePlan::block_bytes(geometry, SlotType::F16, SideArrays::default(), capacity),
+                slots * slot
+            );
         }
     }
 
     #[test]
     fn classes_share_bytes_equally() {
         // Budget of 48 blocks of the smallest class: 16 units for each class.
-        let unit = CachePlan::block_bytes(SMOL, SlotType::F16, 256);
+        let unit = CachePlan::block_bytes(SMOL, SlotType::F16, SideArrays::default(), 256);
         let plan = CachePlan::fit(&request(&[4096, 256, 1024, 256], 48 * unit, 64)).unwrap();
         let blocks: Vec<_> = plan.classes.iter().map(|class| (class.capacity, class.blocks)).collect();
         assert_eq!(blocks, [(256, 16), (1024, 4), (4096, 1)]);
@@ -282,7 +329,7 @@ mod tests {
 
     #[test]
     fn the_largest_class_comes_first() {
-        let largest = CachePlan::block_bytes(SMOL, SlotType::F16, 4096);
+        let largest = CachePlan::block_bytes(SMOL, SlotType::F16, SideArrays::default(), 4096);
         let plan = CachePlan::fit(&request(&[256, 4096], largest, 64)).unwrap();
         assert_eq!(plan.classes, [BlockClass { capacity: 4096, blocks: 1 }]);
     }
@@ -307,11 +354,18 @@ mod tests {
 
     fn requests() -> impl Strategy<Value = PlanRequest> {
         let geometry = (1usize..40, 1usize..9, 1usize..129);
-        let slot_type = prop::sample::select(vec![SlotType::F32, SlotType::F16, SlotType::Bf16]);
+        let slot_type = prop::sample::select(SlotType::ALL.to_vec());
         (geometry, slot_type, prop::collection::vec(1u32..5000, 1..5), 0u64..1 << 33, 1u32..100).prop_map(
             |((num_layers, num_kv_heads, head_dim), slot_type, capacities, budget_bytes, max_sequences)| {
-                let geometry = CacheGeometry { num_layers, num_kv_heads, head_dim };
-                PlanRequest { geometry, slot_type, capacities, budget_bytes, max_sequences }
+                let geometry = CacheGeometry {
+                    num_layers,
+                    num_heads: num_kv_heads,
+                    num_kv_heads,
+                    head_dim,
+                    max_position: 1,
+                };
+                let side = SideArrays { columns: 3, per_layer: 100 };
+                PlanRequest { geometry, slot_type, side, capacities, budget_bytes, max_sequences }
             },
         )
     }
@@ -320,7 +374,7 @@ mod tests {
         #[test]
         fn keeps_its_promises(request in requests()) {
             let largest = *request.capacities.iter().max().unwrap();
-            let bytes = |capacity| CachePlan::block_bytes(request.geometry, request.slot_type, capacity);
+            let bytes = |capacity| CachePlan::block_bytes(request.geometry, request.slot_type, request.side, capacity);
             let Ok(plan) = CachePlan::fit(&request) else {
                 prop_assert!(bytes(largest) > request.budget_bytes);
                 return Ok(());

@@ -34,6 +34,7 @@ pub(super) fn build(checkpoint: &Checkpoint, options: &BuildOptions) -> Result<B
         cache: options.cache.clone(),
         max_batch_rows: options.max_batch_rows,
         threads: threads::resolve(options.threads),
+        side_car: options.side_car.clone(),
     };
     match options.backend {
         Backend::Cpu => finish(checkpoint, CpuOps::new(config)?),

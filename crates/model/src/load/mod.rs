@@ -9,11 +9,14 @@ mod folder;
 mod gguf;
 mod threads;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     Error, Model, ModelConfig,
-    kv_cache::CachePlan,
+    kv_cache::{CachePlan, SideCar},
     weights::{MappedFile, WeightFiles, names::Naming},
 };
 pub(crate) use folder::read_json;
@@ -119,6 +122,8 @@ pub struct BuildOptions {
     pub max_batch_rows: usize,
     /// CPU threads, the engine's own included; 0 means all physical cores that may be used.
     pub threads: usize,
+    /// Weights of the trained cache methods; the cache must have been planned with them.
+    pub side_car: Option<Arc<SideCar>>,
 }
 
 impl Checkpoint {

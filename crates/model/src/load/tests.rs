@@ -7,7 +7,7 @@ use candle_core::quantized::GgmlDType;
 use super::*;
 use crate::{
     config::{RopeScaling, RopeStyle},
-    kv_cache::{BlockClass, CacheGeometry, SlotType},
+    kv_cache::{BlockClass, CacheGeometry, SideArrays, SlotType},
     testing::{
         TinyLlama,
         gguf::{GgufFile, Item},
@@ -44,9 +44,10 @@ fn build_options(checkpoint: &Checkpoint, backend: Backend) -> BuildOptions {
     let cache = CachePlan {
         geometry: CacheGeometry::of(&checkpoint.config),
         slot_type: SlotType::F32,
+        side: SideArrays::default(),
         classes: vec![BlockClass { capacity: 32, blocks: 1 }],
     };
-    BuildOptions { backend, cache, max_batch_rows: 8, threads: 1 }
+    BuildOptions { backend, cache, max_batch_rows: 8, threads: 1, side_car: None }
 }
 
 #[test]

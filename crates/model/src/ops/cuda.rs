@@ -17,7 +17,10 @@ use crate::{
     BlockId, Error, MemoryUse,
     batch::Batch,
     config::RopeStyle,
-    kv_cache::{BlockState, CacheGeometry, CachePlan, CacheSettings, Segment, SlotType},
+    kv_cache::{
+        BlockState, CacheGeometry, CachePlan, CacheSettings, FoldContext, Rotation, Segment, SideArrays,
+        SlotType,
+    },
 };
 
 impl From<CudaError> for Error {
@@ -56,6 +59,7 @@ pub struct CudaOps {
     values: Buffer<f32>,
     places: Vec<Place>,
     states: Vec<BlockState>,
+    fold_context: FoldContext,
     weight_bytes: u64,
 }
 
@@ -119,8 +123,12 @@ impl CudaOps {
             logits: device.zeros(rows * model.vocab_size)?,
             keys: device.zeros(cache_len)?,
             values: device.zeros(cache_len)?,
-            states: places.iter().map(|place| BlockState::new(geometry, place.capacity)).collect(),
+            states: places
+                .iter()
+                .map(|place| BlockState::new(geometry, place.capacity, SideArrays::default()))
+                .collect(),
             places,
+            fold_context: FoldContext { rotation: Rotation::of(&config.model), side_car: None },
             weight_bytes: 0,
             device,
             config,
@@ -167,7 +175,7 @@ impl CudaOps {
 
 /// Where each block of the plan begins, and the elements of all.
 fn places(plan: &CachePlan) -> (Vec<Place>, usize) {
-    let CacheGeometry { num_layers, num_kv_heads, head_dim } = plan.geometry;
+    let CacheGeometry { num_layers, num_kv_heads, head_dim, .. } = plan.geometry;
     let mut places = Vec::new();
     let mut base = 0;
     for class in &plan.classes {
@@ -211,7 +219,7 @@ impl Ops for CudaOps {
 
     fn upload(&mut self, batch: &Batch) -> Result<CudaStep, Error> {
         let model = &self.config.model;
-        batch.check(self.config.max_batch_rows, model.vocab_size, model.max_position)?;
+        batch.check(self.config.max_batch_rows, model.vocab_size)?;
         let blocks = self.states.len();
         for sequence in &batch.sequences {
             let Some(state) = self.states.get(sequence.block.0 as usize) else {
@@ -219,7 +227,7 @@ impl Ops for CudaOps {
                 return Err(Error::InvalidBatch(format!("block {block} of {blocks}")));
             };
             state.check_append(batch.positions[sequence.rows.start as usize], sequence.rows.len())?;
-            let whole = Segment { fold: false, rows: sequence.rows.len() };
+            let whole = Segment { fold: false, compact: false, rows: sequence.rows.len() };
             if (0..model.num_layers).any(|layer| state.next_segment(layer, sequence.rows.len()) != whole) {
                 return Err(Error::InvalidBatch("the CUDA decode skeleton does not fold yet".into()));
             }
@@ -242,7 +250,7 @@ impl Ops for CudaOps {
             self.rows.base.extend(range.clone().map(|_| place.base as u64));
             self.rows.capacity.extend(range.clone().map(|_| place.capacity as u32));
             for layer in 0..layers {
-                let first = state.append(layer, &batch.positions[range.clone()]);
+                let first = state.append(layer, range.len());
                 for (offset, row) in range.clone().enumerate() {
                     self.rows.slot[layer * rows + row] = (first + offset) as u32;
                     self.rows.visible[layer * rows + row] = (first + offset + 1) as u32;
@@ -290,6 +298,11 @@ impl Ops for CudaOps {
         Ok(self.device.head_norm(step.rows, layout, self.reg(Reg::Qkv), &q.values, &k.values, eps)?)
     }
 
+    fn observe(&mut self, _step: &CudaStep, _layer: usize) -> Result<(), Error> {
+        // Blocks of this backend have no side arrays, so no method that observes can be opened.
+        Ok(())
+    }
+
     fn rope(&mut self, _step: &CudaStep) -> Result<(), Error> {
         Ok(self.device.rope(&self.arrays, self.layout(), self.reg(Reg::Qkv), &self.rotation)?)
     }
@@ -327,11 +340,7 @@ impl Ops for CudaOps {
 
     fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
         match self.states.get_mut(block.0 as usize) {
-            Some(state) => {
-                settings.check(state.stride())?;
-                state.open(settings);
-                Ok(())
-            }
+            Some(state) => state.open(settings, &self.fold_context),
             None => Err(Error::InvalidBatch(format!("there is no block {}", block.0))),
         }
     }
@@ -345,6 +354,18 @@ impl Ops for CudaOps {
         if let Some(state) = self.states.get_mut(block.0 as usize) {
             state.close();
         }
+    }
+
+    fn export_block(&self, block: BlockId) -> Result<Vec<u8>, Error> {
+        Err(Error::InvalidBatch(format!("block {} cannot be exported from this backend", block.0)))
+    }
+
+    fn import_block(&mut self, block: BlockId, _image: &[u8]) -> Result<(), Error> {
+        Err(Error::InvalidBatch(format!("block {} cannot be imported on this backend", block.0)))
+    }
+
+    fn folded_tokens(&self, block: BlockId) -> u32 {
+        self.states.get(block.0 as usize).map_or(0, BlockState::folded_tokens)
     }
 
     fn config(&self) -> &OpsConfig {

@@ -11,14 +11,14 @@ pub mod cuda;
 pub mod reference;
 pub mod rope;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{Tensor, quantized::QTensor};
 
 use crate::{
-    BlockId, Error, MemoryUse, ModelConfig,
+    BlockId, Error, MemoryUse, ModelConfig, TokenScore,
     batch::Batch,
-    kv_cache::{CachePlan, CacheSettings},
+    kv_cache::{CachePlan, CacheSettings, SideCar},
 };
 
 /// A register: a `[rows, width]` activation that the backend's workspace owns.
@@ -85,6 +85,8 @@ pub struct OpsConfig {
     pub max_batch_rows: usize,
     /// CPU threads, the calling one included.
     pub threads: usize,
+    /// Weights of the trained cache methods.
+    pub side_car: Option<Arc<SideCar>>,
 }
 
 /// The operations. Registers hold `[rows, width]` of the step's batch.
@@ -125,6 +127,10 @@ pub trait Ops {
     /// RMS norm over `head_dim` of every query head (weight `q`) and key head (`k`) in [`Reg::Qkv`].
     fn head_norm(&mut self, step: &Self::Step, q: &Self::Weight, k: &Self::Weight) -> Result<(), Error>;
 
+    /// Takes from [`Reg::Qkv`] what the sequences' cache methods need of queries, keys and values before
+    /// they are rotated: scores of new tokens, latest queries.
+    fn observe(&mut self, step: &Self::Step, layer: usize) -> Result<(), Error>;
+
     /// Rotates queries and keys in [`Reg::Qkv`] by their positions.
     fn rope(&mut self, step: &Self::Step) -> Result<(), Error>;
 
@@ -147,6 +153,24 @@ pub trait Ops {
         out: &mut Vec<f32>,
     ) -> Result<(), Error>;
 
+    /// As [`Self::logits`], but only how likely `targets [samples]` are and what would have been likeliest.
+    #[expect(clippy::too_many_arguments, reason = "logits' arguments and the targets")]
+    fn score(
+        &mut self,
+        step: &Self::Step,
+        norm: &Self::Weight,
+        head: &Self::Weight,
+        residual: Reg,
+        delta: Reg,
+        targets: &[u32],
+        out: &mut Vec<TokenScore>,
+    ) -> Result<(), Error> {
+        let mut logits = Vec::new();
+        self.logits(step, norm, head, residual, delta, &mut logits)?;
+        score_logits(&logits, targets, out);
+        Ok(())
+    }
+
     /// See [`Model::open_block`](crate::Model::open_block).
     fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error>;
 
@@ -156,6 +180,15 @@ pub trait Ops {
     /// See [`Model::close_block`](crate::Model::close_block).
     fn close_block(&mut self, block: BlockId);
 
+    /// See [`Model::export_block`](crate::Model::export_block).
+    fn export_block(&self, block: BlockId) -> Result<Vec<u8>, Error>;
+
+    /// See [`Model::import_block`](crate::Model::import_block).
+    fn import_block(&mut self, block: BlockId, image: &[u8]) -> Result<(), Error>;
+
+    /// See [`Model::folded_tokens`](crate::Model::folded_tokens).
+    fn folded_tokens(&self, block: BlockId) -> u32;
+
     /// The configuration that the backend was built with.
     fn config(&self) -> &OpsConfig;
 
@@ -164,4 +197,31 @@ pub trait Ops {
 
     /// See [`Model::prefault`](crate::Model::prefault).
     fn prefault(&mut self) {}
+}
+
+/// Scores `targets [samples]` by `logits [samples, vocab_size]`.
+fn score_logits(logits: &[f32], targets: &[u32], out: &mut Vec<TokenScore>) {
+    out.clear();
+    out.resize(targets.len(), TokenScore::default());
+    if targets.is_empty() {
+        return;
+    }
+    let width = logits.len() / targets.len();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(targets.len());
+    let share = targets.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        for (i, (targets, out)) in targets.chunks(share).zip(out.chunks_mut(share)).enumerate() {
+            let rows = row_range(i * share, targets.len(), width);
+            let logits = &logits[rows];
+            scope.spawn(move || {
+                for ((row, &target), out) in logits.chunks_exact(width).zip(targets).zip(out) {
+                    *out = TokenScore::of(row, target);
+                }
+            });
+        }
+    });
+}
+
+fn row_range(first: usize, rows: usize, width: usize) -> Range<usize> {
+    first * width..(first + rows) * width
 }

@@ -10,17 +10,20 @@
 //! in the weights ([`Llama::forward_train`]).
 
 mod cache;
+mod scorer;
+mod slots;
 
 use candle_core::{D, DType, Device, Tensor};
 
-use cache::Block;
+use cache::Blocks;
+use scorer::LayerScorer;
 
 use super::{Ops, OpsConfig, RawTensor, Reg, WeightSpec, rope};
 use crate::{
-    BlockId, Error, MemoryUse, ModelConfig,
+    BlockId, Error, MemoryUse, ModelConfig, TokenScore,
     batch::{Batch, BatchSequence},
     config::RopeStyle,
-    kv_cache::{CacheGeometry, CachePlan, CacheSettings, FoldScratch, SlotType},
+    kv_cache::{CacheGeometry, CachePlan, CacheSettings, FoldContext, Rotation, SideArrays, SlotType},
     llama::Llama,
 };
 
@@ -66,8 +69,11 @@ pub struct ReferenceOps {
     frequencies: (Vec<f32>, f32),
     registers: [Option<Tensor>; 6],
     /// `None`: no cache, every sequence of a batch is whole.
-    blocks: Option<Vec<Block>>,
-    scratch: FoldScratch,
+    blocks: Option<Blocks>,
+    fold_context: FoldContext,
+    scorers: Vec<LayerScorer>,
+    /// The learned method's scores of the step's rows `[rows, kv_heads, 2]`.
+    row_scores: Vec<f32>,
     weight_bytes: u64,
 }
 
@@ -86,15 +92,10 @@ impl ReferenceOps {
     /// # Errors
     /// As [`Self::new`].
     pub fn with_dtype(config: OpsConfig, device: Device, dtype: DType) -> Result<Self, Error> {
-        let geometry = config.cache.geometry;
-        let mut blocks = Vec::new();
-        for class in &config.cache.classes {
-            for _ in 0..class.blocks {
-                let capacity = class.capacity as usize;
-                blocks.push(Block::new(geometry, config.cache.slot_type, capacity, &device)?);
-            }
-        }
+        let blocks = Blocks::new(&config.cache, &device)?;
+        let scorers = scorer::scorers(config.side_car.as_deref(), &device)?;
         let mut ops = Self::without_cache(config, device, dtype);
+        ops.scorers = scorers;
         ops.blocks = Some(blocks);
         Ok(ops)
     }
@@ -102,6 +103,8 @@ impl ReferenceOps {
     /// No cache: block ids are ignored, each sequence of a batch is whole and attends to itself.
     pub fn without_cache(config: OpsConfig, device: Device, dtype: DType) -> Self {
         let frequencies = rope::frequencies(&config.model.rope);
+        let rotation = Rotation::of(&config.model);
+        let fold_context = FoldContext { rotation, side_car: config.side_car.clone() };
         Self {
             config,
             device,
@@ -109,7 +112,9 @@ impl ReferenceOps {
             frequencies,
             registers: Default::default(),
             blocks: None,
-            scratch: FoldScratch::default(),
+            fold_context,
+            scorers: Vec::new(),
+            row_scores: Vec::new(),
             weight_bytes: 0,
         }
     }
@@ -117,9 +122,17 @@ impl ReferenceOps {
     /// A backend that only prepares weights, for callers that compute with them themselves
     /// ([`ReferenceWeight::into_parts`]): no cache, no rows.
     pub fn for_weights(model: ModelConfig, device: Device, dtype: DType) -> Self {
-        let cache =
-            CachePlan { geometry: CacheGeometry::of(&model), slot_type: SlotType::F32, classes: Vec::new() };
-        Self::without_cache(OpsConfig { model, cache, max_batch_rows: 0, threads: 1 }, device, dtype)
+        let cache = CachePlan {
+            geometry: CacheGeometry::of(&model),
+            slot_type: SlotType::F32,
+            side: SideArrays::default(),
+            classes: Vec::new(),
+        };
+        Self::without_cache(
+            OpsConfig { model, cache, max_batch_rows: 0, threads: 1, side_car: None },
+            device,
+            dtype,
+        )
     }
 
     fn get(&self, reg: Reg) -> Result<&Tensor, Error> {
@@ -132,11 +145,12 @@ impl ReferenceOps {
         self.registers[reg as usize] = Some(value);
     }
 
-    fn block_mut(&mut self, block: BlockId) -> Result<&mut Block, Error> {
-        self.blocks
-            .as_mut()
-            .and_then(|blocks| blocks.get_mut(block.0 as usize))
-            .ok_or_else(|| Error::InvalidBatch(format!("there is no block {}", block.0)))
+    fn blocks(&self) -> Result<&Blocks, Error> {
+        self.blocks.as_ref().ok_or_else(|| Error::InvalidBatch("this backend has no blocks".into()))
+    }
+
+    fn blocks_mut(&mut self) -> Result<&mut Blocks, Error> {
+        self.blocks.as_mut().ok_or_else(|| Error::InvalidBatch("this backend has no blocks".into()))
     }
 
     /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension.
@@ -224,12 +238,11 @@ impl Ops for ReferenceOps {
 
     fn upload(&mut self, batch: &Batch) -> Result<ReferenceStep, Error> {
         let model = &self.config.model;
-        batch.check(self.config.max_batch_rows, model.vocab_size, model.max_position)?;
-        self.check_blocks(batch)?;
+        batch.check(self.config.max_batch_rows, model.vocab_size)?;
+        let positions = self.frame_positions(batch)?;
         let (frequencies, factor) = &self.frequencies;
         // In f64, because f32 loses whole turns at long positions.
-        let angles: Vec<f64> = batch
-            .positions
+        let angles: Vec<f64> = positions
             .iter()
             .flat_map(|&position| frequencies.iter().map(move |&f| f64::from(position) * f64::from(f)))
             .collect();
@@ -243,7 +256,7 @@ impl Ops for ReferenceOps {
             cos: table(f64::cos)?,
             sin: table(f64::sin)?,
             sample_rows: Tensor::new(batch.sample_rows.as_slice(), &self.device)?,
-            positions: batch.positions.clone(),
+            positions,
             sequences: batch.sequences.clone(),
         })
     }
@@ -332,16 +345,17 @@ impl Ops for ReferenceOps {
         self.join_qkv(&qk, &v)
     }
 
+    fn observe(&mut self, step: &ReferenceStep, layer: usize) -> Result<(), Error> {
+        self.observe_rows(step, layer)
+    }
+
     fn attend(&mut self, step: &ReferenceStep, layer: usize) -> Result<(), Error> {
-        let mut outputs = Vec::with_capacity(step.sequences.len());
-        for sequence in &step.sequences {
-            if self.blocks.is_some() {
-                outputs.extend(self.attend_block(step, layer, sequence)?);
-            } else {
-                outputs.push(self.attend_whole(step, layer, sequence)?);
-            }
-        }
-        let attn = Tensor::cat(&outputs, 0)?;
+        let attn = if self.blocks.is_some() {
+            self.attend_blocks(step, layer)?
+        } else {
+            let outputs = step.sequences.iter().map(|sequence| self.attend_whole(step, layer, sequence));
+            Tensor::cat(&outputs.collect::<Result<Vec<_>, _>>()?, 0)?
+        };
         self.set(Reg::Attn, attn);
         Ok(())
     }
@@ -371,21 +385,58 @@ impl Ops for ReferenceOps {
         Ok(())
     }
 
+    fn score(
+        &mut self,
+        step: &ReferenceStep,
+        norm: &ReferenceWeight,
+        head: &ReferenceWeight,
+        residual: Reg,
+        delta: Reg,
+        targets: &[u32],
+        out: &mut Vec<TokenScore>,
+    ) -> Result<(), Error> {
+        out.clear();
+        for (i, targets) in targets.chunks(SCORED_ROWS).enumerate() {
+            let sample_rows = step.sample_rows.narrow(0, i * SCORED_ROWS, targets.len())?;
+            let part = ReferenceStep { sample_rows, ..step.clone() };
+            let logits = self.logits_tensor(&part, norm, head, [residual, delta])?.to_dtype(DType::F32)?;
+            let targets = Tensor::new(targets, &self.device)?.unsqueeze(1)?;
+            let max = logits.max_keepdim(1)?;
+            let sum = logits.broadcast_sub(&max)?.exp()?.sum_keepdim(1)?.log()?;
+            let nll = ((max + sum)? - logits.gather(&targets, 1)?)?.flatten_all()?.to_vec1::<f32>()?;
+            let best = logits.argmax(1)?.to_vec1::<u32>()?;
+            out.extend(nll.into_iter().zip(best).map(|(nll, best)| TokenScore { nll, best }));
+        }
+        Ok(())
+    }
+
     fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
-        self.block_mut(block)?.open(settings)
+        let context = self.fold_context.clone();
+        self.blocks_mut()?.open(block, settings, &context)
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), Error> {
-        let source = self.block_mut(from)?;
-        let (state, layers) = (source.state.clone(), source.layers.clone());
-        let target = self.block_mut(to)?;
-        if from == to { Ok(()) } else { target.copy_from(&state, &layers) }
+        let context = self.fold_context.clone();
+        self.blocks_mut()?.copy(from, to, &context)
     }
 
     fn close_block(&mut self, block: BlockId) {
-        if let Ok(block) = self.block_mut(block) {
-            block.close();
+        if let Ok(blocks) = self.blocks_mut() {
+            blocks.close(block);
         }
+    }
+
+    fn export_block(&self, block: BlockId) -> Result<Vec<u8>, Error> {
+        self.blocks()?.export(block, &self.fold_context)
+    }
+
+    fn import_block(&mut self, block: BlockId, image: &[u8]) -> Result<(), Error> {
+        let context = self.fold_context.clone();
+        self.blocks_mut()?.import(block, image, &context)
+    }
+
+    fn folded_tokens(&self, block: BlockId) -> u32 {
+        self.blocks().and_then(|blocks| blocks.state(block)).map_or(0, |state| state.folded_tokens())
     }
 
     fn config(&self) -> &OpsConfig {
@@ -399,6 +450,32 @@ impl Ops for ReferenceOps {
         let workspace = 2 * self.config.max_batch_rows * width * self.dtype.size_in_bytes();
         let cache = if self.blocks.is_some() { self.config.cache.total_bytes() } else { 0 };
         MemoryUse { weights: self.weight_bytes, workspace: workspace as u64, cache }
+    }
+}
+
+/// Rows whose logits are on the device at once when tokens are scored.
+const SCORED_ROWS: usize = 1024;
+
+impl ReferenceOps {
+    /// The positions that the rows of `batch` are rotated to. Checks `batch` against the blocks.
+    fn frame_positions(&self, batch: &Batch) -> Result<Vec<u32>, Error> {
+        let Some(blocks) = &self.blocks else {
+            let limit = self.config.model.max_position;
+            return match batch.positions.iter().find(|&&position| position as usize >= limit) {
+                Some(position) => {
+                    Err(Error::InvalidBatch(format!("position {position}; the model was trained on {limit}")))
+                }
+                None => Ok(batch.positions.clone()),
+            };
+        };
+        blocks.check(batch)?;
+        let mut positions = Vec::with_capacity(batch.num_rows());
+        for sequence in &batch.sequences {
+            let frame = blocks.state(sequence.block)?.frame();
+            let rows = &batch.positions[sequence.rows.start as usize..sequence.rows.end as usize];
+            positions.extend(rows.iter().map(|&position| frame.position(position)));
+        }
+        Ok(positions)
     }
 }
 

@@ -2,13 +2,18 @@
 
 use locket_kernels::cpu::{
     AlignedBuf, Isa,
+    attention::ReceivedMode,
     kv::{self, KvLayout, KvPlace, KvRows, SlotNumber},
 };
 
 use crate::{
-    BlockId, Error,
-    kv_cache::{BlockState, CachePlan, CacheSettings, FoldScratch, SlotType},
+    BlockId, Error, ModelConfig,
+    kv_cache::{
+        self, BlockState, CachePlan, CacheSettings, Fold, FoldContext, FoldScratch, Rotation, SideCar,
+        SlotReader, SlotType,
+    },
 };
+use std::sync::Arc;
 
 /// One block: what is in its slots, and where they lie.
 struct Block {
@@ -30,8 +35,12 @@ impl Block {
 pub(super) struct Cache {
     pub(super) memory: AlignedBuf,
     pub(super) number: SlotNumber,
+    slot_type: SlotType,
     blocks: Vec<Block>,
+    context: FoldContext,
     scratch: FoldScratch,
+    /// A head's keys on their way through a compaction.
+    keys: Vec<f32>,
     num_layers: usize,
 }
 
@@ -44,26 +53,48 @@ pub(super) struct Appended {
 
 impl Cache {
     /// Allocates the blocks of `plan`; see [`Self::touch_pages`].
-    pub(super) fn new(plan: &CachePlan) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Plan`] for a slot type without kernels.
+    pub(super) fn new(
+        plan: &CachePlan,
+        model: &ModelConfig,
+        side_car: Option<Arc<SideCar>>,
+    ) -> Result<Self, Error> {
         let geometry = plan.geometry;
         let number = match plan.slot_type {
             SlotType::F32 => SlotNumber::F32,
             SlotType::F16 => SlotNumber::F16,
             SlotType::Bf16 => SlotNumber::Bf16,
+            SlotType::I8 => SlotNumber::I8,
+            SlotType::I4 => {
+                let reason = "int4 slots are an experiment of the reference backend; the cpu backend has \
+                    f32, f16, bf16 and int8";
+                return Err(Error::Plan(reason.into()));
+            }
         };
         let mut blocks = Vec::with_capacity(plan.num_blocks() as usize);
         let mut base = 0;
         for class in &plan.classes {
             let capacity = class.capacity as usize;
-            let layout = KvLayout::new(geometry.num_kv_heads, geometry.head_dim, capacity);
+            let layout = KvLayout::of(number, geometry.num_kv_heads, geometry.head_dim, capacity);
             for _ in 0..class.blocks {
-                let state = BlockState::new(geometry, capacity);
+                let state = BlockState::new(geometry, capacity, plan.side);
                 blocks.push(Block { state, layout, base, touched: vec![0; geometry.num_layers] });
                 base += geometry.num_layers * layout.layer_len();
             }
         }
         let memory = AlignedBuf::zeroed(base * number.bytes());
-        Self { memory, number, blocks, scratch: FoldScratch::default(), num_layers: geometry.num_layers }
+        Ok(Self {
+            memory,
+            number,
+            slot_type: plan.slot_type,
+            blocks,
+            context: FoldContext { rotation: Rotation::of(model), side_car },
+            scratch: FoldScratch::default(),
+            keys: Vec::new(),
+            num_layers: geometry.num_layers,
+        })
     }
 
     /// Writes to every page of the slots; until then the system hands them out as they are filled.
@@ -71,10 +102,9 @@ impl Cache {
         self.memory.touch_pages();
     }
 
-    /// Bytes of slots and their positions.
+    /// Bytes of slots, their positions and side arrays.
     pub(super) fn num_bytes(&self) -> usize {
-        let positions = |block: &Block| self.num_layers * size_of_val(block.state.positions(0));
-        self.memory.num_bytes() + self.blocks.iter().map(positions).sum::<usize>()
+        self.memory.num_bytes() + self.blocks.iter().map(|block| block.state.num_bytes()).sum::<usize>()
     }
 
     pub(super) fn num_blocks(&self) -> usize {
@@ -83,6 +113,15 @@ impl Cache {
 
     pub(super) fn state(&self, block: BlockId) -> Result<&BlockState, Error> {
         Ok(&self.blocks[self.index(block)?].state)
+    }
+
+    pub(super) fn state_mut(&mut self, block: BlockId) -> &mut BlockState {
+        &mut self.blocks[block.0 as usize].state
+    }
+
+    /// A block's bookkeeping, and the model's rotary embedding.
+    pub(super) fn state_and_rotation(&mut self, block: BlockId) -> (&mut BlockState, &Rotation) {
+        (&mut self.blocks[block.0 as usize].state, &self.context.rotation)
     }
 
     /// Positions `[kv_heads, stride]` of a layer's slots and their stride.
@@ -101,10 +140,14 @@ impl Cache {
 
     pub(super) fn open(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
         let idx = self.index(block)?;
-        settings.check(self.blocks[idx].state.stride())?;
+        if settings.method.mixes() && !self.slot_type.is_float() {
+            let (method, slots) = (settings.method.name(), self.slot_type.name());
+            return Err(Error::InvalidBatch(format!(
+                "method {method} mixes slots, which {slots} slots do not allow"
+            )));
+        }
         self.scrub(idx);
-        self.blocks[idx].state.open(settings);
-        Ok(())
+        self.blocks[idx].state.open(settings, &self.context)
     }
 
     pub(super) fn close(&mut self, block: BlockId) {
@@ -130,8 +173,8 @@ impl Cache {
         let Some(settings) = self.blocks[from].state.settings() else {
             return Err(Error::InvalidBatch(format!("block {from} is to be copied but not open")));
         };
-        settings.check(self.blocks[to].state.stride())?;
         self.scrub(to);
+        self.blocks[to].state.open(settings, &self.context)?;
         let [source, target] = self
             .blocks
             .get_disjoint_mut([from, to])
@@ -145,30 +188,152 @@ impl Cache {
         Ok(())
     }
 
-    /// Folds `layer` of `block` if it is due, then stores the next rows of `rows`, as many as fit
-    /// before the next fold. `positions` has all positions of the batch.
+    /// The block's state as bytes; see [`crate::Model::export_block`].
+    pub(super) fn export(&self, block: BlockId) -> Result<Vec<u8>, Error> {
+        let block = &self.blocks[self.index(block)?];
+        let mut image = Vec::new();
+        block.state.export(&self.context, &mut image)?;
+        for layer in 0..self.num_layers {
+            kv::export_layer(
+                self.number,
+                &self.memory,
+                block.place(layer),
+                block.state.len(layer),
+                &mut image,
+            );
+        }
+        Ok(image)
+    }
+
+    /// Opens the block with what [`Self::export`] returned.
+    pub(super) fn import(&mut self, block: BlockId, image: &[u8]) -> Result<(), Error> {
+        let idx = self.index(block)?;
+        self.scrub(idx);
+        let Block { state, .. } = &mut self.blocks[idx];
+        let mut rest = state.import(image, &self.context)?;
+        for layer in 0..self.num_layers {
+            let block = &mut self.blocks[idx];
+            let slots = block.state.len(layer);
+            let place = block.place(layer);
+            block.touched[layer] = slots;
+            let split = rest.split_at_checked(place.layout.exported_bytes(self.number, slots));
+            let read = split
+                .filter(|(layer, _)| kv::import_layer(self.number, &mut self.memory, place, slots, layer));
+            let Some((_, after)) = read else {
+                self.scrub(idx);
+                return Err(Error::InvalidBatch("a block's image ends too early".into()));
+            };
+            rest = after;
+        }
+        if !rest.is_empty() {
+            self.scrub(idx);
+            return Err(Error::InvalidBatch("a block's image goes on after its end".into()));
+        }
+        Ok(())
+    }
+
+    /// Folds and compacts `layer` of `block` if it is due, then stores the next rows of `rows`, as many
+    /// as fit before the next fold. `scores [rows of the batch, kv_heads, 2]` are those of the learned
+    /// method.
     pub(super) fn append(
         &mut self,
         isa: Isa,
         block: BlockId,
         layer: usize,
         rows: std::ops::Range<usize>,
-        positions: &[u32],
+        scores: &[f32],
         new: KvRows<'_>,
-    ) -> Appended {
-        let block = &mut self.blocks[block.0 as usize];
-        let place = block.place(layer);
-        let segment = block.state.next_segment(layer, rows.len());
+    ) -> Result<Appended, Error> {
+        let idx = block.0 as usize;
+        let place = self.blocks[idx].place(layer);
+        let segment = self.blocks[idx].state.next_segment(layer, rows.len());
         if segment.fold {
-            for to_do in block.state.fold(layer, &mut self.scratch) {
-                let (from, to) = (to_do.from as usize, to_do.to as usize);
-                kv::move_slot(self.number, &mut self.memory, place, to_do.head as usize, from, to);
-            }
+            self.fold(idx, layer)?;
         }
+        if segment.compact {
+            self.compact(idx, layer);
+        }
+        let block = &mut self.blocks[idx];
         let rows = rows.start..rows.start + segment.rows;
-        let slots_before = block.state.append(layer, &positions[rows.clone()]);
+        let slots_before = block.state.append(layer, segment.rows);
+        let method = block.state.settings().map(|settings| settings.method);
+        if method.is_some_and(kv_cache::CacheMethod::scores_rows) {
+            let width = 2 * block.state.geometry().num_kv_heads;
+            block.state.set_scores(layer, slots_before, &scores[rows.start * width..rows.end * width]);
+        }
         kv::append(isa, self.number, &mut self.memory, place, slots_before, rows, new);
         block.touched[layer] = block.touched[layer].max(slots_before + segment.rows);
-        Appended { place, slots_before, rows: segment.rows }
+        Ok(Appended { place, slots_before, rows: segment.rows })
+    }
+
+    fn fold(&mut self, idx: usize, layer: usize) -> Result<(), Error> {
+        let Self { memory, number, blocks, context, scratch, .. } = self;
+        let block = &mut blocks[idx];
+        let (place, len) = (block.place(layer), block.state.len(layer));
+        let reader = Reader { memory, number: *number, place, len };
+        match block.state.fold(layer, &reader, context, scratch)? {
+            Fold::Moves(moves) => {
+                for to_do in moves {
+                    let (from, to) = (to_do.from as usize, to_do.to as usize);
+                    kv::move_slot(*number, memory, place, to_do.head as usize, from, to);
+                }
+            }
+            Fold::Rewrite { slots, keys, values } => {
+                let size = keys.len() / block.state.geometry().num_kv_heads;
+                let heads = keys.chunks_exact(size).zip(values.chunks_exact(size));
+                for (head, (keys, values)) in heads.enumerate() {
+                    kv::write_slots(*number, memory, place, head, 0..slots, keys, values);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn compact(&mut self, idx: usize, layer: usize) {
+        let Self { memory, number, blocks, context, scratch, keys, .. } = self;
+        let block = &mut blocks[idx];
+        let (place, len) = (block.place(layer), block.state.len(layer));
+        let dim = block.state.geometry().head_dim;
+        let turns = block.state.compact(layer, scratch);
+        keys.resize(len * dim, 0.0);
+        for turns in turns.chunk_by(|a, b| a.head == b.head) {
+            let head = turns[0].head as usize;
+            kv::read_slots(*number, memory, place, head, 0..len, keys, &mut []);
+            for turn in turns {
+                let at = turn.slot as usize * dim;
+                context.rotation.shift(&mut keys[at..at + dim], turn.by);
+            }
+            kv::write_slots(*number, memory, place, head, 0..len, keys, &[]);
+        }
+    }
+
+    /// What attention reports of a block's rows, if its method asks.
+    pub(super) fn received_mode(&self, block: usize) -> Option<ReceivedMode> {
+        match self.blocks[block].state.settings()?.method.received()? {
+            kv_cache::Received::Sum => Some(ReceivedMode::Sum),
+            kv_cache::Received::Last => Some(ReceivedMode::Last),
+        }
+    }
+
+    /// The layer's numbers that attention adds to, one array per block that asks.
+    pub(super) fn received_mut(&mut self, block: usize, layer: usize) -> Option<(&mut [f32], usize)> {
+        let state = &mut self.blocks[block].state;
+        let stride = state.stride();
+        state.received_mut(layer).map(|received| (received, stride))
+    }
+}
+
+/// Reads one layer's slots for a fold.
+struct Reader<'a> {
+    memory: &'a AlignedBuf,
+    number: SlotNumber,
+    place: KvPlace,
+    len: usize,
+}
+
+impl SlotReader for Reader<'_> {
+    fn read(&self, head: usize, keys: &mut [f32], values: &mut [f32]) -> Result<(), Error> {
+        kv::read_slots(self.number, self.memory, self.place, head, 0..self.len, keys, values);
+        Ok(())
     }
 }

@@ -6,11 +6,12 @@
 
 mod cache;
 mod geometry;
+mod scorer;
 mod weight;
 
 use locket_kernels::cpu::{
     Isa, QUANT_BLOCK, QuantRows, Team,
-    attention::{Attention, AttentionJob, AttentionRows, SlotPositions, Window},
+    attention::{Attention, AttentionJob, AttentionRows, Received, ReceivedRows, SlotPositions, Window},
     kv::KvRows,
     rows::{self, RmsNorm, Rope, RopePairs},
 };
@@ -18,6 +19,7 @@ use locket_kernels::cpu::{
 use self::{
     cache::Cache,
     geometry::{REGISTERS, attention_shape, check_geometry, is_input, width_of},
+    scorer::Scorer,
     weight::{Form, Input},
 };
 use super::{Ops, OpsConfig, Reg, WeightSpec, rope};
@@ -52,6 +54,13 @@ pub struct CpuOps {
     cache: Cache,
     attention: Attention,
     batch: Batch,
+    /// The positions that the batch's rows are rotated to.
+    positions: Vec<u32>,
+    /// For sequences with the learned cache method.
+    scorer: Option<Scorer>,
+    /// Where a layer's attention reports what slots received: per job, and the numbers.
+    received_jobs: Vec<Option<Received>>,
+    received: Vec<f32>,
     /// `[rows, rotary_dim / 2]` of the step.
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -91,7 +100,10 @@ impl CpuOps {
         let team = Team::new(config.threads).map_err(|error| Error::Device(format!("threads: {error}")))?;
         let rows = config.max_batch_rows;
         let registers = REGISTERS.map(|reg| Register::new(rows, width_of(model, reg), is_input(reg)));
-        let cache = Cache::new(&config.cache);
+        let cache = Cache::new(&config.cache, model, config.side_car.clone())?;
+        let learned = config.side_car.as_ref().and_then(|side_car| side_car.learned.as_ref());
+        let scorer = learned.map(|weights| Scorer::new(weights, model.head_dim, rows)).transpose()?;
+        let slots = config.cache.classes.iter().map(|class| class.capacity as usize).max().unwrap_or(0);
         let shape = attention_shape(model, cache.number);
         let (inv_freq, rope_factor) = rope::frequencies(&model.rope);
         let angles = rows * inv_freq.len();
@@ -101,6 +113,11 @@ impl CpuOps {
             attention: Attention::new(shape, team.num_threads()),
             team,
             batch: Batch::default(),
+            positions: Vec::with_capacity(rows),
+            weight_bytes: scorer.as_ref().map_or(0, Scorer::weight_bytes),
+            scorer,
+            received_jobs: Vec::with_capacity(cache.num_blocks()),
+            received: Vec::with_capacity(slots * model.num_kv_heads),
             cos: Vec::with_capacity(angles),
             sin: Vec::with_capacity(angles),
             inv_freq,
@@ -111,7 +128,6 @@ impl CpuOps {
             head: Register::new(rows, model.hidden_size, true),
             scratch: Vec::new(),
             quantized: false,
-            weight_bytes: 0,
             cache,
             config,
         })
@@ -133,7 +149,7 @@ impl CpuOps {
 
     fn check(&self, batch: &Batch) -> Result<(), Error> {
         let model = &self.config.model;
-        batch.check(self.config.max_batch_rows, model.vocab_size, model.max_position)?;
+        batch.check(self.config.max_batch_rows, model.vocab_size)?;
         for (idx, sequence) in batch.sequences.iter().enumerate() {
             // A batch has few sequences; a set would have to be allocated.
             if batch.sequences[..idx].iter().any(|earlier| earlier.block == sequence.block) {
@@ -149,6 +165,98 @@ impl CpuOps {
     /// loses its numbers; [`Ops::upload`] gives the register its length back.
     fn take(&mut self, reg: Reg) -> Vec<f32> {
         std::mem::take(&mut self.registers[reg as usize].data)
+    }
+
+    /// Where keys and values lie in [`Reg::Qkv`]; its data is not borrowed.
+    fn kv_rows(&self) -> KvRows<'static> {
+        let model = &self.config.model;
+        let stride = self.registers[Reg::Qkv as usize].width;
+        KvRows { data: &[], stride, keys: model.q_dim(), values: model.q_dim() + model.kv_dim() }
+    }
+
+    /// Attention of all sequences into `out`. A round takes every sequence to its next fold; usually
+    /// there is one.
+    fn attend_into(&mut self, layer: usize, out: &mut [f32]) -> Result<(), Error> {
+        let new = self.kv_rows();
+        self.done.clear();
+        self.done.resize(self.batch.sequences.len(), 0);
+        loop {
+            self.jobs.clear();
+            let qkv = &self.registers[Reg::Qkv as usize];
+            let new = KvRows { data: &qkv.data, ..new };
+            let scores = self.scorer.as_ref().map_or(&[][..], Scorer::scores);
+            for (sequence, done) in self.batch.sequences.iter().zip(&mut self.done) {
+                let rows = sequence.rows.start as usize + *done..sequence.rows.end as usize;
+                if rows.is_empty() {
+                    continue;
+                }
+                let first_row = rows.start;
+                let appended = self.cache.append(self.isa, sequence.block, layer, rows, scores, new)?;
+                *done += appended.rows;
+                self.jobs.push(AttentionJob {
+                    place: appended.place,
+                    first_row,
+                    rows: appended.rows,
+                    slots_before: appended.slots_before,
+                    id: sequence.block.0 as usize,
+                });
+            }
+            if self.jobs.is_empty() {
+                return Ok(());
+            }
+            self.gather_received(layer);
+            let Self {
+                cache, attention, team, isa, jobs, received_jobs, received, positions, registers, ..
+            } = self;
+            let qkv = &registers[Reg::Qkv as usize];
+            let slots = LayerPositions { cache, layer };
+            let window = self.config.model.sliding_window[layer].map(|size| Window {
+                size: u32::try_from(size).unwrap_or(u32::MAX),
+                row_positions: positions,
+                slots: &slots,
+            });
+            let rows = AttentionRows { queries: &qkv.data, query_stride: qkv.width, out: &mut *out };
+            if received_jobs.iter().all(Option::is_none) {
+                attention.run(team, *isa, &cache.memory, jobs, rows, window);
+            } else {
+                let rows = ReceivedRows { rows, jobs: received_jobs, sums: received };
+                attention.run_received(team, *isa, &cache.memory, jobs, rows, window);
+                self.spread_received(layer);
+            }
+        }
+    }
+
+    /// Lines up what the jobs' slots have received so far.
+    fn gather_received(&mut self, layer: usize) {
+        self.received_jobs.clear();
+        self.received.clear();
+        for job in &self.jobs {
+            let Some(mode) = self.cache.received_mode(job.id) else {
+                self.received_jobs.push(None);
+                continue;
+            };
+            let (at, filled) = (self.received.len(), job.slots_before + job.rows);
+            if let Some((received, stride)) = self.cache.received_mut(job.id, layer) {
+                for head in received.chunks_exact(stride) {
+                    self.received.extend_from_slice(&head[..filled]);
+                }
+            }
+            self.received_jobs.push(Some(Received { mode, at, stride: filled }));
+        }
+    }
+
+    /// Takes back what [`Self::gather_received`] lined up.
+    fn spread_received(&mut self, layer: usize) {
+        for (job, request) in self.jobs.iter().zip(&self.received_jobs) {
+            let Some(Received { at, stride: filled, .. }) = *request else { continue };
+            if let Some((received, stride)) = self.cache.received_mut(job.id, layer) {
+                for (head, new) in
+                    received.chunks_exact_mut(stride).zip(self.received[at..].chunks_exact(filled))
+                {
+                    head[..filled].copy_from_slice(new);
+                }
+            }
+        }
     }
 
     fn put(&mut self, reg: Reg, data: Vec<f32>, quant_is_current: bool) {
@@ -212,7 +320,13 @@ impl Ops for CpuOps {
         self.batch.clone_from(batch);
         self.cos.clear();
         self.sin.clear();
-        for &position in &batch.positions {
+        self.positions.clear();
+        for sequence in &batch.sequences {
+            let frame = self.cache.state(sequence.block)?.frame();
+            let rows = sequence.rows.start as usize..sequence.rows.end as usize;
+            self.positions.extend(batch.positions[rows].iter().map(|&position| frame.position(position)));
+        }
+        for &position in &self.positions {
             for &inv_freq in &self.inv_freq {
                 let (sin, cos) = (f64::from(position) * f64::from(inv_freq)).sin_cos();
                 self.cos.push((cos * f64::from(self.rope_factor)) as f32);
@@ -315,53 +429,42 @@ impl Ops for CpuOps {
         Ok(())
     }
 
+    fn observe(&mut self, _: &CpuStep, layer: usize) -> Result<(), Error> {
+        let new = self.kv_rows();
+        let qkv = &self.registers[Reg::Qkv as usize];
+        let new = KvRows { data: &qkv.data, ..new };
+        let mut scored = 0;
+        for sequence in &self.batch.sequences {
+            let rows = sequence.rows.start as usize..sequence.rows.end as usize;
+            let state = self.cache.state_mut(sequence.block);
+            let Some(method) = state.settings().map(|settings| settings.method) else { continue };
+            if method.keeps_queries() {
+                state.keep_queries(layer, rows.len(), &qkv.data[rows.start * qkv.width..], qkv.width);
+            }
+            if let (true, Some(scorer)) = (method.scores_rows(), &mut self.scorer) {
+                let count = rows.len();
+                let (state, rotation) = self.cache.state_and_rotation(sequence.block);
+                scorer.gather(layer, rows, new, rotation, state.kept_mut(layer), scored);
+                scored += count;
+            }
+        }
+        let Some(scorer) = self.scorer.as_mut().filter(|_| scored > 0) else { return Ok(()) };
+        scorer.run(layer, scored, &mut self.team, self.isa)?;
+        for sequence in self.batch.sequences.iter().rev() {
+            let settings = self.cache.state(sequence.block)?.settings();
+            if settings.is_some_and(|settings| settings.method.scores_rows()) {
+                scored -= sequence.rows.len();
+                scorer.spread(scored, sequence.rows.start as usize..sequence.rows.end as usize);
+            }
+        }
+        Ok(())
+    }
+
     fn attend(&mut self, _: &CpuStep, layer: usize) -> Result<(), Error> {
         let mut out = self.take(Reg::Attn);
-        let model = &self.config.model;
-        let qkv = &self.registers[Reg::Qkv as usize];
-        let new = KvRows {
-            data: &qkv.data,
-            stride: qkv.width,
-            keys: model.q_dim(),
-            values: model.q_dim() + model.kv_dim(),
-        };
-        self.done.clear();
-        self.done.resize(self.batch.sequences.len(), 0);
-        // A round takes every sequence to its next fold; usually there is one.
-        loop {
-            self.jobs.clear();
-            for (sequence, done) in self.batch.sequences.iter().zip(&mut self.done) {
-                let rows = sequence.rows.start as usize + *done..sequence.rows.end as usize;
-                if rows.is_empty() {
-                    continue;
-                }
-                let first_row = rows.start;
-                let positions = &self.batch.positions;
-                let appended = self.cache.append(self.isa, sequence.block, layer, rows, positions, new);
-                *done += appended.rows;
-                self.jobs.push(AttentionJob {
-                    place: appended.place,
-                    first_row,
-                    rows: appended.rows,
-                    slots_before: appended.slots_before,
-                    id: sequence.block.0 as usize,
-                });
-            }
-            if self.jobs.is_empty() {
-                break;
-            }
-            let cache = &self.cache;
-            let slots = LayerPositions { cache, layer };
-            let window = model.sliding_window[layer].map(|size| Window {
-                size: u32::try_from(size).unwrap_or(u32::MAX),
-                row_positions: &self.batch.positions,
-                slots: &slots,
-            });
-            let rows = AttentionRows { queries: &qkv.data, query_stride: qkv.width, out: &mut out };
-            self.attention.run(&mut self.team, self.isa, &cache.memory, &self.jobs, rows, window);
-        }
+        let attended = self.attend_into(layer, &mut out);
         self.put(Reg::Attn, out, false);
-        Ok(())
+        attended
     }
 
     fn silu_mul(&mut self, step: &CpuStep) -> Result<(), Error> {
@@ -415,6 +518,18 @@ impl Ops for CpuOps {
         self.cache.close(block);
     }
 
+    fn export_block(&self, block: BlockId) -> Result<Vec<u8>, Error> {
+        self.cache.export(block)
+    }
+
+    fn import_block(&mut self, block: BlockId, image: &[u8]) -> Result<(), Error> {
+        self.cache.import(block, image)
+    }
+
+    fn folded_tokens(&self, block: BlockId) -> u32 {
+        self.cache.state(block).map_or(0, |state| state.folded_tokens())
+    }
+
     fn config(&self) -> &OpsConfig {
         &self.config
     }
@@ -427,9 +542,10 @@ impl Ops for CpuOps {
         let registers: usize = self.registers.iter().chain([&self.head]).map(Register::num_bytes).sum();
         let buffers = [&self.head_residual, &self.scratch, &self.cos, &self.sin];
         let buffers: usize = buffers.iter().map(|buffer| buffer.capacity() * size_of::<f32>()).sum();
+        let scorer = self.scorer.as_ref().map_or(0, Scorer::num_bytes);
         MemoryUse {
             weights: self.weight_bytes as u64,
-            workspace: (registers + buffers + self.attention.num_bytes()) as u64,
+            workspace: (registers + buffers + scorer + self.attention.num_bytes()) as u64,
             cache: self.cache.num_bytes() as u64,
         }
     }

@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     Model, ModelConfig,
     config::{RopeConfig, RopeScaling},
-    kv_cache::{BlockClass, CacheGeometry, CacheMethod, CachePlan, SlotType},
+    kv_cache::{BlockClass, CacheGeometry, CacheMethod, CachePlan, SideArrays, SlotType},
     llama::{Layer, Llama, LlamaWeights},
     ops::{RawTensor, WeightRole, reference::ReferenceOps},
 };
@@ -56,8 +56,13 @@ fn config(slot_type: SlotType) -> OpsConfig {
         bos_token_id: None,
     };
     let classes = vec![BlockClass { capacity: 40, blocks: 3 }, BlockClass { capacity: 300, blocks: 3 }];
-    let cache = CachePlan { geometry: CacheGeometry::of(&model), slot_type, classes };
-    OpsConfig { model, cache, max_batch_rows: MAX_ROWS, threads: 3 }
+    let cache = CachePlan {
+        geometry: CacheGeometry::of(&model),
+        slot_type,
+        side: SideArrays { columns: 3, per_layer: 8192 },
+        classes,
+    };
+    OpsConfig { model, cache, max_batch_rows: MAX_ROWS, threads: 3, side_car: None }
 }
 
 /// The same random weights for every backend.
@@ -158,7 +163,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 fn window() -> CacheSettings {
-    CacheSettings { method: CacheMethod::Window, slots: 24, ring: 12, sinks: 3 }
+    CacheSettings { sinks: 3, recent: 0, ..CacheSettings::of(CacheMethod::Window, 24, 12) }
 }
 
 /// Largest difference as a share of the largest logit.

@@ -1,160 +1,418 @@
 //! Attention of the reference backend, over blocks or over whole sequences.
+//!
+//! Sequences that are alike (neighbours in the batch and among the blocks, with as many rows and
+//! filled slots) attend together, so that a device gets few large operations.
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::{ReferenceOps, ReferenceStep, at_least_f32};
+use super::{ReferenceOps, ReferenceStep, at_least_f32, slots::Slots};
 use crate::{
-    Error,
+    BlockId, Error,
     batch::{Batch, BatchSequence},
-    kv_cache::{BlockState, CacheGeometry, CacheSettings, SlotMove, SlotType},
+    kv_cache::{
+        BlockState, CachePlan, CacheSettings, Fold, FoldContext, FoldScratch, Received, SlotMove, SlotReader,
+    },
     ops::Reg,
 };
 
-/// One block's memory.
-pub(super) struct Block {
-    pub(super) state: BlockState,
-    /// Keys and values of each layer `[kv_heads, capacity, head_dim]` in the slot type.
-    pub(super) layers: Vec<(Tensor, Tensor)>,
+/// All blocks: bookkeeping, and the memory of each class.
+pub(super) struct Blocks {
+    states: Vec<BlockState>,
+    /// Class and index in it of each block.
+    places: Vec<(usize, usize)>,
+    classes: Vec<Slots>,
+    scratch: FoldScratch,
 }
 
-impl Block {
-    pub(super) fn new(
-        geometry: CacheGeometry,
-        slot_type: SlotType,
-        capacity: usize,
-        device: &Device,
-    ) -> Result<Self, Error> {
-        let shape = (geometry.num_kv_heads, capacity, geometry.head_dim);
-        let memory = || Tensor::zeros(shape, dtype_of(slot_type), device);
-        let layers = (0..geometry.num_layers).map(|_| Ok((memory()?, memory()?)));
-        let layers = layers.collect::<Result<_, Error>>()?;
-        Ok(Self { state: BlockState::new(geometry, capacity), layers })
-    }
+/// Sequences that attend together, consecutive in the batch and in one class.
+struct Group {
+    /// Index in the batch of the first.
+    sequence: usize,
+    count: usize,
+    /// First row in the batch; the next sequence's is `stride` rows on.
+    row: usize,
+    stride: usize,
+    rows: usize,
+    class: usize,
+    /// Index in its class of the first block.
+    block: usize,
+    /// First slot of the new rows.
+    slot: usize,
+}
 
-    pub(super) fn open(&mut self, settings: CacheSettings) -> Result<(), Error> {
-        settings.check(self.state.stride())?;
-        self.close();
-        self.state.open(settings);
-        Ok(())
-    }
-
-    /// Takes over the state of another block, given by its parts.
-    pub(super) fn copy_from(&mut self, state: &BlockState, layers: &[(Tensor, Tensor)]) -> Result<(), Error> {
-        let Some(settings) = state.settings() else {
-            return Err(Error::InvalidBatch("a block is to be copied but not open".into()));
+impl Blocks {
+    pub(super) fn new(plan: &CachePlan, device: &Device) -> Result<Self, Error> {
+        let mut blocks = Self {
+            states: Vec::new(),
+            places: Vec::new(),
+            classes: Vec::new(),
+            scratch: FoldScratch::default(),
         };
-        settings.check(self.state.stride())?;
-        self.state.copy_from(state);
-        for (layer, (from, to)) in layers.iter().zip(&self.layers).enumerate() {
-            let len = state.len(layer);
-            if len > 0 {
-                to.0.slice_set(&from.0.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
-                to.1.slice_set(&from.1.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
+        for (class, sizes) in plan.classes.iter().enumerate() {
+            let capacity = sizes.capacity as usize;
+            blocks.classes.push(Slots::new(plan, sizes.blocks as usize, capacity, device)?);
+            for index in 0..sizes.blocks as usize {
+                blocks.states.push(BlockState::new(plan.geometry, capacity, plan.side));
+                blocks.places.push((class, index));
             }
         }
+        Ok(blocks)
+    }
+
+    fn index(&self, block: BlockId) -> Result<usize, Error> {
+        let idx = block.0 as usize;
+        if idx < self.states.len() {
+            Ok(idx)
+        } else {
+            Err(Error::InvalidBatch(format!("there is no block {idx}")))
+        }
+    }
+
+    pub(super) fn state(&self, block: BlockId) -> Result<&BlockState, Error> {
+        Ok(&self.states[self.index(block)?])
+    }
+
+    pub(super) fn state_mut(&mut self, block: BlockId) -> Result<&mut BlockState, Error> {
+        let idx = self.index(block)?;
+        Ok(&mut self.states[idx])
+    }
+
+    fn memory(&self, block: BlockId) -> (&Slots, usize) {
+        let (class, index) = self.places[block.0 as usize];
+        (&self.classes[class], index)
+    }
+
+    pub(super) fn open(
+        &mut self,
+        block: BlockId,
+        settings: CacheSettings,
+        context: &FoldContext,
+    ) -> Result<(), Error> {
+        let idx = self.index(block)?;
+        let (memory, index) = self.memory(block);
+        if settings.method.mixes() && !memory.slot_type().is_float() {
+            let (method, slots) = (settings.method.name(), memory.slot_type().name());
+            return Err(Error::InvalidBatch(format!(
+                "method {method} mixes slots, which {slots} slots do not allow"
+            )));
+        }
+        memory.clear(index);
+        self.states[idx].open(settings, context)
+    }
+
+    pub(super) fn close(&mut self, block: BlockId) {
+        if let Ok(idx) = self.index(block) {
+            self.states[idx].close();
+            let (memory, index) = self.memory(block);
+            memory.clear(index);
+        }
+    }
+
+    pub(super) fn copy(&mut self, from: BlockId, to: BlockId, context: &FoldContext) -> Result<(), Error> {
+        let (source, target) = (self.index(from)?, self.index(to)?);
+        let Some(settings) = self.states[source].settings() else {
+            return Err(Error::InvalidBatch("a block is to be copied but not open".into()));
+        };
+        if source == target {
+            return Ok(());
+        }
+        self.open(to, settings, context)?;
+        let state = self.states[source].clone();
+        self.states[target].copy_from(&state);
+        let ((from, a), (to, b)) = (self.memory(from), self.memory(to));
+        from.copy_to(a, to, b, &state)
+    }
+
+    pub(super) fn export(&self, block: BlockId, context: &FoldContext) -> Result<Vec<u8>, Error> {
+        let state = self.state(block)?;
+        let mut image = Vec::new();
+        state.export(context, &mut image)?;
+        let (memory, index) = self.memory(block);
+        memory.export(index, state, &mut image)?;
+        Ok(image)
+    }
+
+    pub(super) fn import(
+        &mut self,
+        block: BlockId,
+        image: &[u8],
+        context: &FoldContext,
+    ) -> Result<(), Error> {
+        let idx = self.index(block)?;
+        let rest = self.states[idx].import(image, context)?;
+        let (memory, index) = self.memory(block);
+        memory.clear(index);
+        let imported = memory.import(index, &self.states[idx], rest);
+        if imported.is_err() {
+            self.close(block);
+        }
+        imported
+    }
+
+    /// Checks `batch` against the blocks: open, in order, with room, each used once.
+    pub(super) fn check(&self, batch: &Batch) -> Result<(), Error> {
+        let mut used = vec![false; self.states.len()];
+        for sequence in &batch.sequences {
+            let id = self.index(sequence.block)?;
+            if std::mem::replace(&mut used[id], true) {
+                return Err(Error::InvalidBatch(format!("block {id} is in the batch twice")));
+            }
+            let position = batch.positions[sequence.rows.start as usize];
+            self.states[id].check_append(position, sequence.rows.len())?;
+        }
         Ok(())
     }
 
-    pub(super) fn close(&mut self) {
-        self.state.close();
-        for (keys, values) in &self.layers {
-            // Zeroing allocated memory fails only with its device, which the next step reports.
-            let _ = keys.zero_set().and_then(|()| values.zero_set());
+    /// Folds and compacts `layer` of `block` as far as its next rows ask for; returns how many rows
+    /// come next.
+    fn make_room(
+        &mut self,
+        block: BlockId,
+        layer: usize,
+        rows: usize,
+        context: &FoldContext,
+    ) -> Result<usize, Error> {
+        let idx = block.0 as usize;
+        let (class, index) = self.places[idx];
+        let (memory, state) = (&self.classes[class], &mut self.states[idx]);
+        let segment = state.next_segment(layer, rows);
+        if segment.fold {
+            let len = state.len(layer);
+            let reader = Reader { memory, index, layer, len };
+            match state.fold(layer, &reader, context, &mut self.scratch)? {
+                Fold::Moves(moves) => memory.apply_moves(index, layer, len, moves)?,
+                Fold::Rewrite { slots, keys, values } => memory.write(index, layer, slots, keys, values)?,
+            }
         }
+        if segment.compact {
+            let len = state.len(layer);
+            let turns = state.compact(layer, &mut self.scratch);
+            memory.turn(index, layer, len, turns, &context.rotation)?;
+        }
+        Ok(segment.rows)
+    }
+}
+
+struct Reader<'a> {
+    memory: &'a Slots,
+    index: usize,
+    layer: usize,
+    len: usize,
+}
+
+impl SlotReader for Reader<'_> {
+    fn read(&self, head: usize, keys: &mut [f32], values: &mut [f32]) -> Result<(), Error> {
+        self.memory.read(self.index, self.layer, head, self.len, keys, values)
     }
 }
 
 impl ReferenceOps {
-    /// Queries `[heads, rows, head_dim]`, keys and values `[kv_heads, rows, head_dim]` of `rows`
-    /// rows from `start`.
-    fn heads_of(&self, start: usize, rows: usize) -> Result<[Tensor; 3], Error> {
-        let model = &self.config.model;
-        let qkv = self.get(Reg::Qkv)?.narrow(0, start, rows)?;
-        let part = |from: usize, heads: usize| -> Result<Tensor, Error> {
-            let x = qkv.narrow(1, from, heads * model.head_dim)?.contiguous()?;
-            Ok(x.reshape((rows, heads, model.head_dim))?.transpose(0, 1)?.contiguous()?)
+    /// Queries, keys or values of a group: `heads` heads from column `from` of [`Reg::Qkv`],
+    /// `[count, heads, rows, head_dim]`.
+    fn part(&self, group: &Group, from: usize, heads: usize) -> Result<Tensor, Error> {
+        let dim = self.config.model.head_dim;
+        let qkv = self.get(Reg::Qkv)?;
+        let all = qkv.narrow(0, group.row, (group.count - 1) * group.stride + group.rows)?;
+        let columns = all.narrow(1, from, heads * dim)?;
+        let rows = if group.count == 1 {
+            columns.contiguous()?.reshape((1, group.rows, heads, dim))?
+        } else {
+            // Every sequence's rows lie `stride` apart; the last one's end short.
+            let short = group.stride - group.rows;
+            let padded = if short == 0 { columns } else { columns.pad_with_zeros(0, 0, short)? };
+            let padded = padded.contiguous()?.reshape((group.count, group.stride, heads, dim))?;
+            padded.narrow(1, 0, group.rows)?
         };
-        let q_dim = model.q_dim();
-        Ok([
-            part(0, model.num_heads)?,
-            part(q_dim, model.num_kv_heads)?,
-            part(q_dim + model.kv_dim(), model.num_kv_heads)?,
-        ])
+        Ok(rows.transpose(1, 2)?.contiguous()?)
     }
 
-    /// Softmax attention. `q [heads, rows, head_dim]`, `k, v [kv_heads, slots, head_dim]`, `mask
-    /// [kv_heads, rows, slots]` added to the scores. Returns `[rows, q_dim]`.
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Tensor, Error> {
-        let (heads, rows, head_dim) = q.dims3()?;
-        let (kv_heads, slots, _) = k.dims3()?;
+    /// Softmax attention. `q [count, heads, rows, head_dim]`, `k, v [count, kv_heads, slots,
+    /// head_dim]`, `mask [1 or count, 1 or kv_heads, rows, slots]` added to the scores. Returns `[count, rows,
+    /// q_dim]` and the weights `[count, kv_heads, group, rows, slots]`.
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<[Tensor; 2], Error> {
+        let (count, heads, rows, head_dim) = q.dims4()?;
+        let (_, kv_heads, slots, _) = k.dims4()?;
         let group = heads / kv_heads;
-        let q = (q.reshape((kv_heads, group * rows, head_dim))? / (head_dim as f64).sqrt())?;
-        let scores = q.matmul(&k.t()?)?.reshape((kv_heads, group, rows, slots))?;
-        let scores = scores.to_dtype(mask.dtype())?.broadcast_add(&mask.unsqueeze(1)?)?;
+        let q = (q.reshape((count, kv_heads, group * rows, head_dim))? / (head_dim as f64).sqrt())?;
+        let scores = q.matmul(&k.t()?)?.reshape((count, kv_heads, group, rows, slots))?;
+        let scores = scores.to_dtype(mask.dtype())?.broadcast_add(&mask.unsqueeze(2)?)?;
         // The shift cancels out, so its gradient is zero and need not be followed.
         let exp = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
-        let weights = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?.to_dtype(self.dtype)?;
-        let out = weights.reshape((kv_heads, group * rows, slots))?.matmul(v)?;
-        Ok(out.reshape((heads, rows, head_dim))?.transpose(0, 1)?.contiguous()?.flatten_from(1)?)
+        let weights = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
+        let mixed =
+            weights.to_dtype(self.dtype)?.reshape((count, kv_heads, group * rows, slots))?.matmul(v)?;
+        let out = mixed.reshape((count, heads, rows, head_dim))?.transpose(1, 2)?.contiguous()?;
+        Ok([out.flatten_from(2)?, weights])
     }
 
-    /// What each row may see: `0` or `-inf`, `[heads, rows, slots]`; `slots` gives each head's
-    /// positions.
-    fn mask(&self, layer: usize, rows: &[u32], slots: &[&[u32]]) -> Result<Tensor, Error> {
+    /// What rows at positions `rows` may see of slots at positions `slots`: `0` or `-inf`.
+    fn mask_numbers(&self, layer: usize, rows: &[u32], slots: &[u32], out: &mut Vec<f32>) {
         let window =
             self.config.model.sliding_window[layer].map_or(u32::MAX, |w| w.min(u32::MAX as usize) as u32);
-        let mut mask = Vec::with_capacity(slots.len() * rows.len() * slots[0].len());
-        for &head in slots {
-            for &row in rows {
-                mask.extend(head.iter().map(|&slot| {
-                    let sees = slot <= row && row - slot < window;
-                    if sees { 0.0f32 } else { f32::NEG_INFINITY }
-                }));
-            }
+        for &row in rows {
+            out.extend(slots.iter().map(|&slot| {
+                let sees = slot <= row && row - slot < window;
+                if sees { 0.0f32 } else { f32::NEG_INFINITY }
+            }));
         }
-        let shape = (slots.len(), rows.len(), slots[0].len());
-        Ok(Tensor::from_vec(mask, shape, &self.device)?.to_dtype(at_least_f32(self.dtype))?)
     }
 
-    /// Attention of one sequence over its block: fold if due, append, attend, until all rows are done.
-    pub(super) fn attend_block(
+    fn mask_tensor(&self, numbers: Vec<f32>, shape: (usize, usize, usize, usize)) -> Result<Tensor, Error> {
+        Ok(Tensor::from_vec(numbers, shape, &self.device)?.to_dtype(at_least_f32(self.dtype))?)
+    }
+
+    /// Attention of all sequences over their blocks: fold if due, append, attend, until all rows are
+    /// done. Returns `[rows, q_dim]`.
+    pub(super) fn attend_blocks(&mut self, step: &ReferenceStep, layer: usize) -> Result<Tensor, Error> {
+        let mut done = vec![0; step.sequences.len()];
+        // Pieces of the output by first row.
+        let mut pieces: Vec<(usize, Tensor)> = Vec::new();
+        loop {
+            let groups = self.next_groups(step, layer, &mut done)?;
+            if groups.is_empty() {
+                break;
+            }
+            for group in &groups {
+                let out = self.attend_group(step, layer, group)?;
+                for i in 0..group.count {
+                    pieces.push((group.row + i * group.stride, out.get(i)?));
+                }
+            }
+        }
+        pieces.sort_by_key(|piece| piece.0);
+        let pieces: Vec<Tensor> = pieces.into_iter().map(|piece| piece.1).collect();
+        Ok(Tensor::cat(&pieces, 0)?)
+    }
+
+    /// Makes room for the next rows of every sequence that has some left, and groups them.
+    fn next_groups(
         &mut self,
         step: &ReferenceStep,
         layer: usize,
-        sequence: &BatchSequence,
-    ) -> Result<Vec<Tensor>, Error> {
-        let slot_dtype = dtype_of(self.config.cache.slot_type);
-        let (mut start, end) = (sequence.rows.start as usize, sequence.rows.end as usize);
-        let mut outputs = Vec::new();
-        while start < end {
-            let mut scratch = std::mem::take(&mut self.scratch);
-            let block = self.block_mut(sequence.block)?;
-            let segment = block.state.next_segment(layer, end - start);
-            if segment.fold {
-                let len = block.state.len(layer);
-                let moves = block.state.fold(layer, &mut scratch);
-                apply_moves(&block.layers[layer], len, moves)?;
+        done: &mut [usize],
+    ) -> Result<Vec<Group>, Error> {
+        let heads = self.config.model.num_kv_heads;
+        let (context, row_scores) = (self.fold_context.clone(), std::mem::take(&mut self.row_scores));
+        let blocks = self.blocks_mut()?;
+        let mut groups: Vec<Group> = Vec::new();
+        for (i, (sequence, done)) in step.sequences.iter().zip(done).enumerate() {
+            let BatchSequence { rows, block } = sequence;
+            let (row, left) = (rows.start as usize + *done, rows.len() - *done);
+            if left == 0 {
+                continue;
             }
-            self.scratch = scratch;
-            let [q, k, v] = self.heads_of(start, segment.rows)?;
-            let rows = &step.positions[start..start + segment.rows];
-            let block = self.block_mut(sequence.block)?;
-            let first = block.state.append(layer, rows);
-            let (keys, values) = &block.layers[layer];
-            keys.slice_set(&k.to_dtype(slot_dtype)?, 1, first)?;
-            values.slice_set(&v.to_dtype(slot_dtype)?, 1, first)?;
-            let (keys, values) = (keys.clone(), values.clone());
-            let block = self.block_mut(sequence.block)?;
-            let (len, stride) = (block.state.len(layer), block.state.stride());
-            let slots: Vec<Vec<u32>> =
-                block.state.positions(layer).chunks(stride).map(|head| head[..len].to_vec()).collect();
-            let slots: Vec<&[u32]> = slots.iter().map(Vec::as_slice).collect();
-            let mask = self.mask(layer, rows, &slots)?;
-            let stored = |x: &Tensor| x.narrow(1, 0, len)?.to_dtype(self.dtype)?.contiguous();
-            outputs.push(self.attention(&q, &stored(&keys)?, &stored(&values)?, &mask)?);
-            start += segment.rows;
+            let rows = blocks.make_room(*block, layer, left, &context)?;
+            *done += rows;
+            let state = &mut blocks.states[block.0 as usize];
+            let slot = state.append(layer, rows);
+            if state.settings().is_some_and(|settings| settings.method.scores_rows()) {
+                state.set_scores(layer, slot, &row_scores[2 * heads * row..2 * heads * (row + rows)]);
+            }
+            let (class, index) = blocks.places[block.0 as usize];
+            if let Some(last) = groups.last_mut() {
+                let stride = row - (last.row + (last.count - 1) * last.stride);
+                let is_next = last.sequence + last.count == i
+                    && (last.class, last.block + last.count) == (class, index)
+                    && (last.rows, last.slot) == (rows, slot)
+                    && (last.count == 1 || last.stride == stride);
+                if is_next {
+                    last.stride = stride;
+                    last.count += 1;
+                    continue;
+                }
+            }
+            let new = Group { sequence: i, count: 1, row, stride: rows, rows, class, block: index, slot };
+            groups.push(new);
         }
-        Ok(outputs)
+        self.row_scores = row_scores;
+        Ok(groups)
+    }
+
+    /// Stores the group's new keys and values and attends; returns `[count, rows, q_dim]`.
+    fn attend_group(&mut self, step: &ReferenceStep, layer: usize, group: &Group) -> Result<Tensor, Error> {
+        let model = &self.config.model;
+        let (heads, kv_heads) = (model.num_heads, model.num_kv_heads);
+        let q = self.part(group, 0, heads)?;
+        let k = self.part(group, model.q_dim(), kv_heads)?;
+        let v = self.part(group, model.q_dim() + model.kv_dim(), kv_heads)?;
+        let len = group.slot + group.rows;
+        let blocks = self.blocks_mut()?;
+        let memory = &blocks.classes[group.class];
+        memory.append(group.block, layer, group.slot, &k, &v)?;
+        let [keys, values] = memory.filled(group.block, group.count, layer, len)?;
+        let mask = self.group_mask(step, layer, group, len)?;
+        let [keys, values] = [keys.to_dtype(self.dtype)?, values.to_dtype(self.dtype)?];
+        let [out, weights] = self.attention(&q, &keys, &values, &mask)?;
+        self.add_received(step, layer, group, &weights)?;
+        Ok(out)
+    }
+
+    /// `[1 or count, 1 or kv_heads, rows, len]`: new rows see what is older than themselves. Without a
+    /// window that is all slots before them, whatever they hold.
+    fn group_mask(
+        &self,
+        step: &ReferenceStep,
+        layer: usize,
+        group: &Group,
+        len: usize,
+    ) -> Result<Tensor, Error> {
+        let mut numbers = Vec::new();
+        if self.config.model.sliding_window[layer].is_none() {
+            let rows: Vec<u32> = (group.slot as u32..len as u32).collect();
+            let slots: Vec<u32> = (0..len as u32).collect();
+            self.mask_numbers(layer, &rows, &slots, &mut numbers);
+            return self.mask_tensor(numbers, (1, 1, group.rows, len));
+        }
+        let kv_heads = self.config.model.num_kv_heads;
+        for sequence in &step.sequences[group.sequence..group.sequence + group.count] {
+            let state = self.blocks()?.state(sequence.block)?;
+            for head in 0..kv_heads {
+                let slots = &state.positions(layer)[head * state.stride()..][..len];
+                self.mask_numbers(layer, &slots[group.slot..], slots, &mut numbers);
+            }
+        }
+        self.mask_tensor(numbers, (group.count, kv_heads, group.rows, len))
+    }
+
+    /// Adds the weights `[count, kv_heads, group, rows, slots]` to what slots received, for methods
+    /// that ask.
+    fn add_received(
+        &mut self,
+        step: &ReferenceStep,
+        layer: usize,
+        group: &Group,
+        weights: &Tensor,
+    ) -> Result<(), Error> {
+        let sequences = &step.sequences[group.sequence..group.sequence + group.count];
+        let blocks = self.blocks_mut()?;
+        let mut modes = Vec::with_capacity(group.count);
+        for sequence in sequences {
+            modes.push(
+                blocks.state(sequence.block)?.settings().and_then(|settings| settings.method.received()),
+            );
+        }
+        let (_, kv_heads, _, rows, len) = weights.dims5()?;
+        let download = |weights: &Tensor| -> Result<Vec<f32>, Error> {
+            Ok(weights.sum((2, 3))?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?)
+        };
+        let wanted = |mode: Received| modes.contains(&Some(mode));
+        let sums = if wanted(Received::Sum) { download(weights)? } else { Vec::new() };
+        let last =
+            if wanted(Received::Last) { download(&weights.narrow(3, rows - 1, 1)?)? } else { Vec::new() };
+        for (i, (sequence, mode)) in sequences.iter().zip(modes).enumerate() {
+            let state = blocks.state_mut(sequence.block)?;
+            let stride = state.stride();
+            let (Some(mode), Some(received)) = (mode, state.received_mut(layer)) else { continue };
+            for head in 0..kv_heads {
+                let new = (i * kv_heads + head) * len..(i * kv_heads + head + 1) * len;
+                let column = &mut received[head * stride..][..len];
+                match mode {
+                    Received::Sum => column.iter_mut().zip(&sums[new]).for_each(|(sum, x)| *sum += x),
+                    Received::Last => column.copy_from_slice(&last[new]),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Attention of one whole sequence over itself.
@@ -164,53 +422,28 @@ impl ReferenceOps {
         layer: usize,
         sequence: &BatchSequence,
     ) -> Result<Tensor, Error> {
+        let model = &self.config.model;
         let (start, end) = (sequence.rows.start as usize, sequence.rows.end as usize);
-        let [q, k, v] = self.heads_of(start, end - start)?;
-        let rows = &step.positions[start..end];
-        let mask = self.mask(layer, rows, &[rows])?;
-        self.attention(&q, &k, &v, &mask)
-    }
-
-    /// Checks `batch` against the blocks: open, in order, with room, each used once.
-    pub(super) fn check_blocks(&self, batch: &Batch) -> Result<(), Error> {
-        let Some(blocks) = &self.blocks else { return Ok(()) };
-        let mut used = vec![false; blocks.len()];
-        for sequence in &batch.sequences {
-            let id = sequence.block.0 as usize;
-            let Some(block) = blocks.get(id) else {
-                return Err(Error::InvalidBatch(format!("there is no block {id}")));
-            };
-            if std::mem::replace(&mut used[id], true) {
-                return Err(Error::InvalidBatch(format!("block {id} is in the batch twice")));
-            }
-            block.state.check_append(batch.positions[sequence.rows.start as usize], sequence.rows.len())?;
-        }
-        Ok(())
+        let rows = end - start;
+        let group =
+            Group { sequence: 0, count: 1, row: start, stride: rows, rows, class: 0, block: 0, slot: 0 };
+        let q = self.part(&group, 0, model.num_heads)?;
+        let k = self.part(&group, model.q_dim(), model.num_kv_heads)?;
+        let v = self.part(&group, model.q_dim() + model.kv_dim(), model.num_kv_heads)?;
+        let positions = &step.positions[start..end];
+        let mut numbers = Vec::new();
+        self.mask_numbers(layer, positions, positions, &mut numbers);
+        let mask = self.mask_tensor(numbers, (1, 1, rows, rows))?;
+        let [out, _] = self.attention(&q, &k, &v, &mask)?;
+        Ok(out.get(0)?)
     }
 }
 
-/// Moves survivors of a fold; `len` slots were filled before it.
-fn apply_moves((keys, values): &(Tensor, Tensor), len: usize, moves: &[SlotMove]) -> Result<(), Error> {
-    let heads = keys.dim(0)?;
-    for memory in [keys, values] {
-        let mut folded = Vec::with_capacity(heads);
-        for head in 0..heads {
-            let mut sources: Vec<u32> = (0..len as u32).collect();
-            for slot in moves.iter().filter(|slot| slot.head as usize == head) {
-                sources[slot.to as usize] = slot.from;
-            }
-            let sources = Tensor::new(sources.as_slice(), memory.device())?;
-            folded.push(memory.get(head)?.contiguous()?.index_select(&sources, 0)?);
-        }
-        memory.slice_set(&Tensor::stack(&folded, 0)?, 1, 0)?;
+/// Where each of the first `len` slots of a head comes from after `moves`.
+pub(super) fn sources(head: usize, len: usize, moves: &[SlotMove]) -> Vec<u32> {
+    let mut sources: Vec<u32> = (0..len as u32).collect();
+    for slot in moves.iter().filter(|slot| slot.head as usize == head) {
+        sources[slot.to as usize] = slot.from;
     }
-    Ok(())
-}
-
-fn dtype_of(slot_type: SlotType) -> DType {
-    match slot_type {
-        SlotType::F32 => DType::F32,
-        SlotType::F16 => DType::F16,
-        SlotType::Bf16 => DType::BF16,
-    }
+    sources
 }

@@ -1,0 +1,215 @@
+//! The learned method's scores: a causal convolution and a small network, once per token.
+
+use candle_core::{DType, Device, Tensor};
+use locket_kernels::cpu::{Isa, Team, kv::KvRows};
+
+use super::weight::{CpuWeight, Input};
+use crate::{
+    Error,
+    kv_cache::{
+        Rotation,
+        side_car::{LearnedLayer, LearnedWeights},
+    },
+    ops::{RawTensor, WeightRole, WeightSpec},
+};
+
+/// One layer's weights.
+struct LayerScorer {
+    /// `[features]`.
+    scale: Vec<f32>,
+    /// `[taps, features]`: tap by tap, so that the inner loop runs over features.
+    taps: Vec<f32>,
+    /// `[hidden, 2 * features]` with its bias.
+    hidden: CpuWeight,
+    /// `[outputs, hidden]`.
+    output: Vec<f32>,
+    output_bias: Vec<f32>,
+}
+
+/// The scorers of all layers, and buffers for the largest batch.
+pub(super) struct Scorer {
+    features: usize,
+    taps: usize,
+    hidden: usize,
+    outputs: usize,
+    head_dim: usize,
+    layers: Vec<LayerScorer>,
+    /// Scaled features of one sequence after its tail `[taps - 1 + rows, features]`.
+    scaled: Vec<f32>,
+    /// Raw features `[taps - 1 + rows, features]`.
+    raw: Vec<f32>,
+    /// `[rows, 2 * features]`.
+    input: Vec<f32>,
+    /// `[rows, hidden]`.
+    activations: Vec<f32>,
+    /// `[rows of the batch, outputs]`.
+    scores: Vec<f32>,
+}
+
+impl Scorer {
+    pub(super) fn new(weights: &LearnedWeights, head_dim: usize, max_rows: usize) -> Result<Self, Error> {
+        let LearnedWeights { features, taps, hidden, .. } = *weights;
+        let layers = weights.layers.iter().map(|layer| LayerScorer::new(layer, weights));
+        let layers = layers.collect::<Result<Vec<_>, _>>()?;
+        let outputs = layers.first().map_or(0, |layer| layer.output_bias.len());
+        let context = (max_rows + taps - 1) * features;
+        Ok(Self {
+            features,
+            taps,
+            hidden,
+            outputs,
+            head_dim,
+            layers,
+            scaled: vec![0.0; context],
+            raw: vec![0.0; context],
+            input: vec![0.0; max_rows * 2 * features],
+            activations: vec![0.0; max_rows * hidden],
+            scores: vec![0.0; max_rows * outputs],
+        })
+    }
+
+    /// Bytes of weights.
+    pub(super) fn weight_bytes(&self) -> usize {
+        let numbers = |layer: &LayerScorer| {
+            let own = [&layer.scale, &layer.taps, &layer.output, &layer.output_bias];
+            own.into_iter().map(|numbers| size_of_val(numbers.as_slice())).sum::<usize>()
+        };
+        self.layers.iter().map(|layer| numbers(layer) + layer.hidden.num_bytes()).sum()
+    }
+
+    /// Bytes of buffers.
+    pub(super) fn num_bytes(&self) -> usize {
+        let buffers = [&self.scaled, &self.raw, &self.input, &self.activations, &self.scores];
+        buffers.into_iter().map(|buffer| size_of_val(buffer.as_slice())).sum()
+    }
+
+    /// Scores `[rows of the batch, kv_heads, 2]` of the layer that was scored last.
+    pub(super) fn scores(&self) -> &[f32] {
+        &self.scores
+    }
+
+    /// Takes the features of a sequence's rows from keys and values that are not rotated yet, and puts
+    /// the network's input to row `at` of the buffer. `tail [taps - 1, features]` has the features before
+    /// them and afterwards their last ones.
+    pub(super) fn gather(
+        &mut self,
+        layer: usize,
+        rows: std::ops::Range<usize>,
+        new: KvRows<'_>,
+        rotation: &Rotation,
+        tail: &mut [f32],
+        at: usize,
+    ) {
+        let (width, dim) = (self.features, self.head_dim);
+        let (count, before) = (rows.len(), (self.taps - 1) * width);
+        let LayerScorer { scale, taps, .. } = &self.layers[layer];
+        self.raw[..before].copy_from_slice(&tail[..before]);
+        for (row, raw) in rows.zip(self.raw[before..].chunks_exact_mut(width)) {
+            let row = &new.data[row * new.stride..(row + 1) * new.stride];
+            for (head, pair) in raw.chunks_exact_mut(2 * dim).enumerate() {
+                let (key, value) = pair.split_at_mut(dim);
+                rotation.copy_half_split(&row[new.keys + head * dim..][..dim], key);
+                value.copy_from_slice(&row[new.values + head * dim..][..dim]);
+            }
+        }
+        let raw = &self.raw[..before + count * width];
+        for (scaled, raw) in self.scaled.chunks_exact_mut(width).zip(raw.chunks_exact(width)) {
+            for ((scaled, raw), scale) in scaled.iter_mut().zip(raw).zip(scale) {
+                *scaled = raw * scale;
+            }
+        }
+        let inputs = self.input.chunks_exact_mut(2 * width).skip(at).take(count);
+        for (i, input) in inputs.enumerate() {
+            let (own, convolved) = input.split_at_mut(width);
+            own.copy_from_slice(&self.scaled[before + i * width..][..width]);
+            convolved.fill(0.0);
+            for (tap, weights) in taps.chunks_exact(width).enumerate() {
+                let x = &self.scaled[(i + tap) * width..][..width];
+                for ((sum, x), weight) in convolved.iter_mut().zip(x).zip(weights) {
+                    *sum += x * weight;
+                }
+            }
+        }
+        tail[..before].copy_from_slice(&self.raw[count * width..][..before]);
+    }
+
+    /// Runs the network on the first `count` rows of its input.
+    pub(super) fn run(&mut self, layer: usize, count: usize, team: &mut Team, isa: Isa) -> Result<(), Error> {
+        let LayerScorer { hidden, output, output_bias, .. } = &self.layers[layer];
+        let input = Input { x: &self.input, quant: None, rows: count };
+        hidden.matrix()?.product(team, isa, input, &mut self.activations, &mut [])?;
+        let scores = self.scores.chunks_exact_mut(self.outputs);
+        for (row, scores) in self.activations.chunks_exact_mut(self.hidden).zip(scores).take(count) {
+            row.iter_mut().for_each(|x| *x = gelu(*x));
+            for ((score, weights), bias) in
+                scores.iter_mut().zip(output.chunks_exact(row.len())).zip(output_bias)
+            {
+                *score = dot(weights, row) + bias;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings scores from row `from` of the network's output to rows `to` of the batch; called from the
+    /// last sequence to the first, so that nothing is overwritten.
+    pub(super) fn spread(&mut self, from: usize, to: std::ops::Range<usize>) {
+        let width = self.outputs;
+        self.scores.copy_within(from * width..(from + to.len()) * width, to.start * width);
+    }
+}
+
+impl LayerScorer {
+    fn new(layer: &LearnedLayer, weights: &LearnedWeights) -> Result<Self, Error> {
+        let LearnedWeights { features, taps, hidden, .. } = *weights;
+        let by_tap = |i: usize| layer.dw[i % features * taps + i / features];
+        // The file's numbers are halves, or become halves here: half the bytes for the same scores.
+        let matrix =
+            Tensor::from_slice(&layer.p1, (hidden, 2 * features), &Device::Cpu)?.to_dtype(DType::F16)?;
+        let bias = Tensor::from_slice(&layer.b1, hidden, &Device::Cpu)?;
+        let spec =
+            WeightSpec { parts: vec![RawTensor::Dense(matrix)], bias: Some(bias), role: WeightRole::Linear };
+        Ok(Self {
+            scale: layer.scale.clone(),
+            taps: (0..features * taps).map(by_tap).collect(),
+            hidden: CpuWeight::prepare(&spec)?,
+            output: layer.p2.clone(),
+            output_bias: layer.b2.clone(),
+        })
+    }
+}
+
+/// Sixteen running sums, so that the order is fixed and registers are full.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (a, b) = (a.chunks(16), b.chunks(16));
+    for (a, b) in a.zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum()
+}
+
+/// The exact (not the tanh) GELU; the error function by Abramowitz and Stegun, 7.1.26, good to 2e-7.
+fn gelu(x: f32) -> f32 {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let poly =
+        t * (0.254_829_6 + t * (-0.284_496_74 + t * (1.421_413_7 + t * (-1.453_152_1 + t * 1.061_405_4))));
+    let erf = 1.0 - poly * (-z * z).exp();
+    0.5 * x * (1.0 + erf.copysign(x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gelu_is_candles() {
+        let x: Vec<f32> = (-600..600).map(|i| i as f32 / 100.0).collect();
+        let exact = Tensor::from_slice(&x, x.len(), &Device::Cpu).unwrap().gelu_erf().unwrap();
+        for (x, exact) in x.iter().zip(exact.to_vec1::<f32>().unwrap()) {
+            assert!((gelu(*x) - exact).abs() < 1e-6, "{x}");
+        }
+    }
+}
