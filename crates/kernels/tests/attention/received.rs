@@ -79,6 +79,20 @@ fn decoded_received_is_whole() {
     }
 }
 
+/// Too many scores to keep are computed once more, to the same bits.
+#[test]
+fn scores_computed_again_are_those_kept() {
+    for (number, window) in [(SlotNumber::F32, None), (SlotNumber::I8, Some(90))] {
+        let shape = AttentionShape { heads: 14, kv_heads: 2, head_dim: 8, scale: 0.4, number };
+        let case = Case::new(8, shape, 600, window);
+        let mut team = Team::new(2).unwrap();
+        // 600 * 14 * 608 scores are more than there is room for.
+        let again = case.run_received(&mut team, Isa::best(), 600, Some(ReceivedMode::Sum));
+        let kept = case.run_received(&mut team, Isa::best(), 77, Some(ReceivedMode::Sum));
+        assert_eq!(again.bits(), kept.bits());
+    }
+}
+
 /// Jobs of several sequences and modes in one call give what each gives alone, and continue from
 /// the sums that they find.
 #[test]

@@ -9,13 +9,15 @@
 //!
 //! Cache methods rank slots by the attention that they received; see [`Attention::run_received`].
 
+mod inner;
+mod number;
 mod received;
 mod task;
 mod tile;
 
 pub use self::received::{Received, ReceivedMode, ReceivedRows};
 use self::{
-    received::AddReceived,
+    received::{AddReceived, Kept},
     task::{MergeSplits, RunTask},
 };
 use super::{
@@ -119,6 +121,9 @@ pub struct Attention {
     /// Maximum of the scores and inverse sum of the weights of every query `[rows, heads]`, for
     /// [`Self::run_received`].
     softmax: Vec<[f32; 2]>,
+    /// Scores that it needs once more, of those jobs that have a place for them.
+    kept_scores: Vec<f32>,
+    kept: Vec<Option<Kept>>,
 }
 
 impl Attention {
@@ -138,6 +143,8 @@ impl Attention {
             scratch: vec![0.0; threads * scratch_len(&shape)],
             partials: vec![0.0; MAX_PARTIALS * state_len(&shape)],
             softmax: Vec::new(),
+            kept_scores: Vec::new(),
+            kept: Vec::new(),
         }
     }
 
@@ -147,9 +154,16 @@ impl Attention {
         FIRST_TASKS * size_of::<Task>() + numbers * size_of::<f32>()
     }
 
+    /// Bytes that [`Self::run_received`] adds at most, with calls of up to `rows` rows. They are
+    /// allocated when they are needed first.
+    pub fn bytes_for_received(shape: AttentionShape, rows: usize) -> usize {
+        received::bytes_for(&shape, rows)
+    }
+
     /// Bytes held.
     pub fn num_bytes(&self) -> usize {
-        let numbers = self.scratch.len() + self.partials.len() + 2 * self.softmax.capacity();
+        let received = 2 * self.softmax.capacity() + self.kept_scores.capacity();
+        let numbers = self.scratch.len() + self.partials.len() + received;
         self.tasks.capacity() * size_of::<Task>() + numbers * size_of::<f32>()
     }
 
@@ -177,7 +191,8 @@ impl Attention {
     /// for its rows in their order, with the final softmax weights `P`. Every row is added to the
     /// running value in f32, so that the bits are the same for any chunking of the rows.
     ///
-    /// Costs a second product of queries and keys; jobs without a [`Received`] cost nothing.
+    /// Costs the exponentials once more, beyond some size of the batch the scores too; jobs without a
+    /// [`Received`] cost nothing.
     ///
     /// # Panics
     /// As [`Self::run`], or if there is not one request per job, or arrays of jobs do not exist or
@@ -211,8 +226,12 @@ impl Attention {
         self.check(memory, jobs, &rows, window.as_ref());
         self.plan(team.num_threads(), jobs);
         let wanted = requests.iter().any(Option::is_some);
+        self.kept.clear();
         if wanted {
-            self.softmax.resize(self.softmax.len().max(rows.out.len() / shape.head_dim), [0.0; 2]);
+            let queries = jobs.last().map_or(0, |job| (job.first_row + job.rows) * shape.heads);
+            grow(&mut self.softmax, queries);
+            let scores = received::plan_kept(&shape, jobs, requests, &mut self.kept);
+            grow(&mut self.kept_scores, scores);
         }
         let call = Call {
             shape,
@@ -223,6 +242,8 @@ impl Attention {
             out: Shared(rows.out.as_mut_ptr()),
             partials: Shared(self.partials.as_mut_ptr()),
             softmax: wanted.then_some(Shared(self.softmax.as_mut_ptr())),
+            kept_scores: Shared(self.kept_scores.as_mut_ptr()),
+            kept: &self.kept,
             window,
         };
         let scratch = Shared(self.scratch.as_mut_ptr());
@@ -236,7 +257,7 @@ impl Attention {
         if !wanted {
             return;
         }
-        received::plan(&shape, jobs, requests, &mut self.tasks);
+        received::plan(&shape, jobs, requests, &self.kept, &mut self.tasks);
         let (tasks, sums) = (&self.tasks, Shared(sums.as_mut_ptr()));
         team.run(tasks.len(), |thread, task| {
             let task = tasks[task];
@@ -327,6 +348,12 @@ impl Attention {
     }
 }
 
+/// Makes room for `len` numbers and no more than that.
+fn grow<T: Copy + Default>(numbers: &mut Vec<T>, len: usize) {
+    numbers.reserve_exact(len.saturating_sub(numbers.len()));
+    numbers.resize(len.max(numbers.len()), T::default());
+}
+
 /// A state: maximum, 15 unused, 16 partial sums, `value_width` weighted values.
 fn state_len(shape: &AttentionShape) -> usize {
     2 * LANES + shape.head_dim.next_multiple_of(LANES)
@@ -348,5 +375,8 @@ struct Call<'a> {
     partials: Shared<f32>,
     /// Where queries leave what [`AddReceived`] needs; `None` if nothing does.
     softmax: Option<Shared<[f32; 2]>>,
+    kept_scores: Shared<f32>,
+    /// One per job; empty if nothing is kept.
+    kept: &'a [Option<Kept>],
     window: Option<Window<'a>>,
 }

@@ -1,20 +1,25 @@
 //! The attention that slots receive: sums of softmax weights over rows and heads.
 //!
-//! Scores are computed once more, with the forward pass's arithmetic, because a weight needs the
-//! maximum and the sum over all slots. A task has a range of slots of one head to itself and takes
-//! the rows in order, so that nothing depends on threads or chunks.
+//! A weight needs the maximum and the sum over all slots, so that this is a second pass. The forward
+//! pass keeps its scores for it, as far as there is room; where there is not, they are computed once
+//! more, with the same arithmetic. A task has a range of slots of one head to itself and takes the
+//! rows in order, so that nothing depends on threads or chunks.
 
 use super::{
     AttentionJob, AttentionRows, AttentionShape, Call, PACK, SPLIT, TASK_QUERIES, TILE, Task,
+    number::{Brain, Byte, Half, Number},
     task::TaskRows,
-    tile::{Brain, Byte, Half, Number, PackStep, PackWork, Tile},
+    tile::{PackStep, PackWork, Tile},
 };
 use crate::cpu::{
     Shared,
     isa::SimdOp,
-    kv::SlotNumber,
+    kv::{SlotNumber, load_part},
     simd::{LANES, Simd},
 };
+
+/// Scores that are kept at most, 16 MiB.
+const MAX_KEPT: usize = 4 << 20;
 
 /// Which rows of a job count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,30 +68,106 @@ impl ReceivedRows<'_> {
     }
 }
 
-/// Lists the tasks: ranges of [`SPLIT`] slots of a head.
+/// Bytes that [`Attention::run_received`](super::Attention::run_received) holds at most for `rows` rows.
+pub(super) fn bytes_for(shape: &AttentionShape, rows: usize) -> usize {
+    MAX_KEPT * size_of::<f32>() + rows * shape.heads * size_of::<[f32; 2]>()
+}
+
+/// Where a job's scores are kept: `[kv_heads, rows * group, stride]`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kept {
+    at: usize,
+    /// A multiple of 16.
+    stride: usize,
+}
+
+/// Where the scores of a task's queries are kept.
+#[derive(Clone, Copy)]
+pub(super) struct Keep {
+    first: *mut f32,
+    stride: usize,
+}
+
+impl Keep {
+    /// Scores of query `i` of the task.
+    ///
+    /// # Safety
+    /// The query exists.
+    #[inline(always)]
+    pub(super) unsafe fn query(self, i: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.first.add(i * self.stride) }
+    }
+}
+
+impl Call<'_> {
+    /// Where the scores of a task's queries are kept, if they are.
+    #[inline(always)]
+    pub(super) fn keep(&self, task: &Task) -> Option<Keep> {
+        let Kept { at, stride } = (*self.kept.get(task.job as usize)?)?;
+        let group = self.shape.heads / self.shape.kv_heads;
+        let queries = self.jobs[task.job as usize].rows * group;
+        let query = task.head as usize * queries + task.first_query as usize;
+        // SAFETY: `plan_kept` has made room for all queries.
+        Some(Keep { first: unsafe { self.kept_scores.get().add(at + query * stride) }, stride })
+    }
+}
+
+/// Decides which jobs' scores are kept; returns how many there are.
+pub(super) fn plan_kept(
+    shape: &AttentionShape,
+    jobs: &[AttentionJob],
+    requests: &[Option<Received>],
+    kept: &mut Vec<Option<Kept>>,
+) -> usize {
+    kept.clear();
+    let mut len = 0;
+    kept.extend(jobs.iter().zip(requests).map(|(job, request)| {
+        // One row of many is computed again at less than the cost of keeping all.
+        let wanted = request.is_some_and(|request| request.mode == ReceivedMode::Sum || job.rows == 1);
+        let stride = (job.slots_before + job.rows).next_multiple_of(LANES);
+        let scores = (job.rows * shape.heads).checked_mul(stride)?;
+        if !wanted || scores > MAX_KEPT - len {
+            return None;
+        }
+        let at = len;
+        len += scores;
+        Some(Kept { at, stride })
+    }));
+    len
+}
+
+/// Lists the tasks: ranges of [`SPLIT`] slots of a head, or all slots if there is little to do.
 pub(super) fn plan(
     shape: &AttentionShape,
     jobs: &[AttentionJob],
     requests: &[Option<Received>],
+    kept: &[Option<Kept>],
     tasks: &mut Vec<Task>,
 ) {
     tasks.clear();
     let group = shape.heads / shape.kv_heads;
-    for (job_idx, (job, request)) in jobs.iter().zip(requests).enumerate() {
+    for (job_idx, ((job, request), kept)) in jobs.iter().zip(requests).zip(kept).enumerate() {
         let Some(request) = request else { continue };
         let rows = match request.mode {
             ReceivedMode::Sum => 0..job.rows,
             ReceivedMode::Last => job.rows - 1..job.rows,
         };
         for head in 0..shape.kv_heads {
-            tasks.extend((0..(job.slots_before + job.rows).div_ceil(SPLIT)).map(|split| Task {
+            let task = Task {
                 job: job_idx as u32,
                 head: head as u32,
                 first_query: (rows.start * group) as u32,
                 queries: (rows.len() * group) as u32,
-                split: Some(split as u32),
+                split: None,
                 partial: 0,
-            }));
+            };
+            if kept.is_some() && rows.len() * group <= TASK_QUERIES {
+                tasks.push(task);
+            } else {
+                let splits = (job.slots_before + job.rows).div_ceil(SPLIT) as u32;
+                tasks.extend((0..splits).map(|split| Task { split: Some(split), ..task }));
+            }
         }
     }
 }
@@ -105,6 +186,9 @@ impl SimdOp for AddReceived<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        if let Some(keep) = self.call.keep(&self.task) {
+            return add_kept(s, self, keep);
+        }
         match self.call.shape.number {
             SlotNumber::F32 => add::<S, f32>(s, self),
             SlotNumber::F16 => add::<S, Half>(s, self),
@@ -114,6 +198,47 @@ impl SimdOp for AddReceived<'_, '_> {
     }
 }
 
+/// Adds weights from kept scores.
+#[inline(always)]
+fn add_kept<S: Simd>(s: S, run: AddReceived<'_, '_>, keep: Keep) {
+    let AddReceived { call, task, request, sums, .. } = run;
+    let Some(softmax) = call.softmax else { return };
+    let job = &call.jobs[task.job as usize];
+    let group = call.shape.heads / call.shape.kv_heads;
+    let slots = job.slots_before + job.rows;
+    let range = task.split.map_or(0..slots, |split| {
+        let begin = split as usize * SPLIT;
+        begin..slots.min(begin + SPLIT)
+    });
+    let at = request.at + task.head as usize * request.stride;
+    // SAFETY: `ReceivedRows::check` has seen that the slots exist; the range belongs to this task.
+    let target = unsafe { sums.slice(at + range.start, range.len()) };
+    if request.mode == ReceivedMode::Last {
+        target.fill(0.0);
+    }
+    let rows = TaskRows::new(call, &task);
+    for query in (0..task.queries as usize).step_by(group) {
+        let visible = rows.visible(query).min(range.end);
+        for start in (range.start..visible).step_by(LANES) {
+            let mut sum = s.splat(0.0);
+            for i in query..query + group {
+                // SAFETY: the forward pass has written both for every query and all that it sees, in
+                // whole groups of 16.
+                unsafe {
+                    let [top, inverse] = *softmax.get().add(rows.query(&call.shape, i));
+                    let score = s.load(keep.query(i).add(start));
+                    sum = s.add(sum, s.mul(s.exp2(s.sub(score, s.splat(top))), s.splat(inverse)));
+                }
+            }
+            let target = &mut target[start - range.start..];
+            let len = target.len().min(LANES);
+            let sum = s.to_array(s.add(load_part(s, target), sum));
+            target[..len].copy_from_slice(&sum[..len]);
+        }
+    }
+}
+
+/// Adds weights from scores that are computed once more.
 #[inline(always)]
 fn add<S: Simd, N: Number>(s: S, run: AddReceived<'_, '_>) {
     let AddReceived { call, task, request, sums, scratch } = run;
@@ -145,8 +270,8 @@ fn add<S: Simd, N: Number>(s: S, run: AddReceived<'_, '_>) {
         }
         rows.scale_queries(call, &mut queries[..count * dim]);
         for start in (begin..visible).step_by(TILE) {
-            let work =
-                PackWork { call, rows: &rows, count, queries: queries.as_ptr(), scores: scores.as_mut_ptr() };
+            let (queries, scores) = (queries.as_ptr(), scores.as_mut_ptr());
+            let work = PackWork { call, rows: &rows, count, queries, scores, keep: None };
             let step =
                 Gather { gathered: &mut gathered[start - begin..], row_sums: &mut row_sums[start - begin..] };
             // SAFETY: `Attention::check` has seen that the slots exist; groups of 16 slots are padded

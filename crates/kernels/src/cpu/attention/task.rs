@@ -1,8 +1,10 @@
 //! One task of attention: its queries, the walk over splits and tiles, and the merge of splits.
 
 use super::{
-    AttentionShape, Call, PACK, SPLIT, TASK_QUERIES, TILE, Task, state_len,
-    tile::{Brain, Byte, Half, Number, PackWork, Tile},
+    AttentionShape, Call, PACK, SPLIT, TASK_QUERIES, TILE, Task,
+    number::{Brain, Byte, Half, Number},
+    state_len,
+    tile::{PackWork, Tile},
 };
 use crate::cpu::{
     isa::SimdOp,
@@ -48,6 +50,7 @@ fn attend<S: Simd, N: Number>(s: S, run: RunTask<'_, '_>) {
     let (partial, total) = scratch.split_at_mut(TASK_QUERIES * state);
     let rows = TaskRows::new(call, &task);
     rows.scale_queries(call, &mut queries[..count * dim]);
+    let keep = call.keep(&task);
 
     let last_slot = rows.visible(count - 1);
     let splits = match task.split {
@@ -63,9 +66,10 @@ fn attend<S: Simd, N: Number>(s: S, run: RunTask<'_, '_>) {
         let states = states.as_mut_ptr();
         for start in (split * SPLIT..last_slot.min((split + 1) * SPLIT)).step_by(TILE) {
             let filled = TILE.min(last_slot - start);
-            let work = PackWork { call, rows: &rows, count, queries: queries.as_ptr(), scores };
+            let work = PackWork { call, rows: &rows, count, queries: queries.as_ptr(), scores, keep };
             // SAFETY: `Attention::check` has seen that the slots exist; groups of 16 slots are padded
-            // to full; scratch has `count` queries and states, a pack of scores and a widened tile.
+            // to full; scratch has `count` queries and states, a pack of scores and a widened tile;
+            // the queries' kept scores are this task's.
             unsafe {
                 let tile = Tile::<N>::stored(call, job, head, start);
                 if count > PACK && N::NARROW {

@@ -1,96 +1,14 @@
 //! One step of the online softmax: some queries over a tile of 64 slots.
 
-use super::{AttentionJob, Call, TILE, state_len, task::TaskRows};
-use crate::cpu::{
-    AlignedBuf,
-    simd::{LANES, Simd},
+use super::{
+    AttentionJob, Call, TILE,
+    inner::{Weighted, scale, scores, soften, widen},
+    number::Number,
+    received::Keep,
+    state_len,
+    task::TaskRows,
 };
-
-/// A number type of slots.
-pub(super) trait Number: Copy {
-    /// Whether widening costs something.
-    const NARROW: bool;
-    /// Whether keys and values have scales.
-    const SCALED: bool = false;
-
-    /// Number `base` of the memory.
-    fn at(memory: &AlignedBuf, base: usize) -> *const Self;
-
-    /// # Safety
-    /// 16 readable numbers at `p`.
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F;
-}
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct Half(u16);
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct Brain(u16);
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct Byte(i8);
-
-impl Number for f32 {
-    const NARROW: bool = false;
-
-    #[inline(always)]
-    fn at(memory: &AlignedBuf, base: usize) -> *const Self {
-        memory.as_slice::<f32>()[base..].as_ptr()
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F {
-        // SAFETY: the caller's promise.
-        unsafe { s.load(p) }
-    }
-}
-
-impl Number for Half {
-    const NARROW: bool = true;
-
-    #[inline(always)]
-    fn at(memory: &AlignedBuf, base: usize) -> *const Self {
-        memory.as_slice::<u16>()[base..].as_ptr().cast()
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_f16(p.cast()) }
-    }
-}
-
-impl Number for Brain {
-    const NARROW: bool = true;
-
-    #[inline(always)]
-    fn at(memory: &AlignedBuf, base: usize) -> *const Self {
-        memory.as_slice::<u16>()[base..].as_ptr().cast()
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_bf16(p.cast()) }
-    }
-}
-
-impl Number for Byte {
-    const NARROW: bool = true;
-    const SCALED: bool = true;
-
-    #[inline(always)]
-    fn at(memory: &AlignedBuf, base: usize) -> *const Self {
-        memory.as_slice::<u8>()[base..].as_ptr().cast()
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::F {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_i8(p.cast()) }
-    }
-}
+use crate::cpu::simd::{LANES, Simd};
 
 /// Scales of the slots of a tile. They go on scores and weights, so that bytes as stored and bytes
 /// widened give the same bits.
@@ -183,31 +101,8 @@ pub(super) struct PackWork<'a, 'p> {
     pub(super) queries: *const f32,
     /// Room for [`PACK`](super::PACK) queries' scores.
     pub(super) scores: *mut f32,
-}
-
-/// Widens a multiple of 16 numbers.
-///
-/// # Safety
-/// `count` numbers at `from` and room for them at `to`.
-#[inline(always)]
-unsafe fn widen<S: Simd, N: Number>(s: S, from: *const N, count: usize, to: *mut f32) {
-    for i in (0..count).step_by(LANES) {
-        // SAFETY: the caller's promise.
-        unsafe { s.store(to.add(i), N::load(s, from.add(i))) };
-    }
-}
-
-/// Asks for 64 numbers that will be needed soon.
-#[inline(always)]
-fn prefetch<N>(p: *const N) {
-    #[cfg(target_arch = "x86_64")]
-    for line in 0..(64 * size_of::<N>()).div_ceil(64) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch of any address is allowed and never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast::<i8>().wrapping_add(64 * line)) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
+    /// Where scores are kept.
+    pub(super) keep: Option<Keep>,
 }
 
 impl<N: Number> Tile<'_, N> {
@@ -257,6 +152,9 @@ impl<N: Number> Tile<'_, N> {
         // SAFETY: the caller's promise.
         unsafe {
             let filled = self.score::<S, Q>(s, work, first);
+            if let Some(keep) = work.keep {
+                self.keep::<Q>(work, first, filled, keep);
+            }
             if filled > 0 {
                 step.take::<S, N, Q>(s, self, work, first, filled);
             }
@@ -322,6 +220,27 @@ impl<N: Number> Tile<'_, N> {
         }
         filled
     }
+
+    /// Keeps the scores that [`Self::score`] wrote, or found to be nothing but masked.
+    ///
+    /// # Safety
+    /// Scores of queries and room to keep them exist.
+    #[inline(always)]
+    unsafe fn keep<const Q: usize>(&self, work: &PackWork<'_, '_>, first: usize, filled: usize, keep: Keep) {
+        for i in 0..Q {
+            let seen = work.rows.visible(first + i).saturating_sub(self.start).min(TILE);
+            let len = seen.next_multiple_of(LANES);
+            // SAFETY: the caller's promise; what is kept of a query is whole groups of 16 slots.
+            unsafe {
+                let to = keep.query(first + i).add(self.start);
+                if filled > 0 {
+                    std::ptr::copy_nonoverlapping(work.scores.add(i * TILE), to, len);
+                } else {
+                    std::slice::from_raw_parts_mut(to, len).fill(f32::NEG_INFINITY);
+                }
+            }
+        }
+    }
 }
 
 /// What is done with the scores of some queries over a tile.
@@ -385,144 +304,5 @@ impl PackStep for Attend {
                     };
             }
         }
-    }
-}
-
-/// Scores of `Q` queries with `G` groups of 16 slots, into `out [Q, TILE]`.
-///
-/// # Safety
-/// Keys `[G, dim, 16]`, queries `[Q, dim]`, room in `out`.
-#[inline(always)]
-unsafe fn scores<S: Simd, N: Number, const Q: usize, const G: usize>(
-    s: S,
-    keys: *const N,
-    dim: usize,
-    queries: *const f32,
-    out: *mut f32,
-) {
-    let mut acc = [[s.splat(0.0); G]; Q];
-    // SAFETY: the caller's promise.
-    unsafe {
-        for d in 0..dim {
-            if N::NARROW && G == TILE / LANES {
-                // The next tile follows; without this, memory is waited for.
-                prefetch(keys.wrapping_add(TILE * (dim + d)));
-            }
-            let mut key = [s.splat(0.0); G];
-            for (g, key) in key.iter_mut().enumerate() {
-                *key = N::load(s, keys.add((g * dim + d) * LANES));
-            }
-            for (q, acc) in acc.iter_mut().enumerate() {
-                let query = s.splat(*queries.add(q * dim + d));
-                for (acc, key) in acc.iter_mut().zip(key) {
-                    *acc = s.fma(key, query, *acc);
-                }
-            }
-        }
-        for (q, acc) in acc.into_iter().enumerate() {
-            for (g, acc) in acc.into_iter().enumerate() {
-                s.store(out.add(q * TILE + g * LANES), acc);
-            }
-        }
-    }
-}
-
-/// Multiplies scores or weights by the scales of their slots.
-///
-/// # Safety
-/// `groups` groups of 16 numbers and scales.
-#[inline(always)]
-unsafe fn scale<S: Simd>(s: S, numbers: *mut f32, scales: *const f32, groups: usize) {
-    for at in (0..groups * LANES).step_by(LANES) {
-        // SAFETY: the caller's promise.
-        unsafe { s.store(numbers.add(at), s.mul(s.load(numbers.add(at)), s.load(scales.add(at)))) };
-    }
-}
-
-/// Turns one query's scores into weights, updates maximum and sums of its state, and returns the
-/// factor on what it has gathered so far.
-///
-/// # Safety
-/// `scores` is whole groups of 16; a state lies at `state`.
-#[inline(always)]
-unsafe fn soften<S: Simd>(s: S, scores: &mut [f32], state: *mut f32) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let before = *state;
-        let mut largest = s.splat(before);
-        for group in scores.chunks_exact(LANES) {
-            largest = s.max(s.load(group.as_ptr()), largest);
-        }
-        let largest = s.largest(largest);
-        if largest == f32::NEG_INFINITY {
-            scores.fill(0.0);
-            return 1.0;
-        }
-        let top = s.splat(largest);
-        let factor = s.exp2(s.sub(s.splat(before), top));
-        let mut sums = s.mul(s.load(state.add(LANES)), factor);
-        for group in scores.chunks_exact_mut(LANES) {
-            let weight = s.exp2(s.sub(s.load(group.as_ptr()), top));
-            s.store(group.as_mut_ptr(), weight);
-            sums = s.add(sums, weight);
-        }
-        s.store(state.add(LANES), sums);
-        *state = largest;
-        s.to_array(factor)[0]
-    }
-}
-
-/// Adds weighted values to the sums of some queries.
-struct Weighted<'a, N, const Q: usize> {
-    /// `[filled, width]`, from the first column wanted.
-    values: *const N,
-    width: usize,
-    filled: usize,
-    /// Weights `[Q, TILE]`.
-    scores: *const f32,
-    rescale: &'a [f32; Q],
-    /// The first query's sums at the first column; `state` numbers apart.
-    sums: *mut f32,
-    state: usize,
-}
-
-impl<N: Number, const Q: usize> Weighted<'_, N, Q> {
-    /// `V` registers of columns; returns `V`.
-    ///
-    /// # Safety
-    /// All that the fields point to exists.
-    #[inline(always)]
-    unsafe fn add<S: Simd, const V: usize>(&self, s: S) -> usize {
-        let mut acc = [[s.splat(0.0); V]; Q];
-        // SAFETY: the caller's promise.
-        unsafe {
-            for (q, acc) in acc.iter_mut().enumerate() {
-                let rescale = s.splat(self.rescale[q]);
-                for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = s.mul(s.load(self.sums.add(q * self.state + v * LANES)), rescale);
-                }
-            }
-            for slot in 0..self.filled {
-                if N::NARROW && V == 4 {
-                    prefetch(self.values.wrapping_add((TILE + slot) * self.width));
-                }
-                let mut value = [s.splat(0.0); V];
-                for (v, value) in value.iter_mut().enumerate() {
-                    *value = N::load(s, self.values.add(slot * self.width + v * LANES));
-                }
-                for (q, acc) in acc.iter_mut().enumerate() {
-                    let weight = s.splat(*self.scores.add(q * TILE + slot));
-                    for (acc, value) in acc.iter_mut().zip(value) {
-                        *acc = s.fma(weight, value, *acc);
-                    }
-                }
-            }
-            for (q, acc) in acc.into_iter().enumerate() {
-                for (v, acc) in acc.into_iter().enumerate() {
-                    s.store(self.sums.add(q * self.state + v * LANES), acc);
-                }
-            }
-        }
-        V
     }
 }
