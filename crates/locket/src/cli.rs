@@ -10,6 +10,7 @@ use crate::{
     bench::{self, BenchArgs},
     config::{self, Config, SettingFlags, Sources},
     inspect, model_source, serve, telemetry,
+    tune::{self, TuneArgs},
 };
 
 /// An OpenAI-compatible inference server whose memory does not grow with the conversation.
@@ -36,6 +37,8 @@ enum Command {
     Config(ConfigArgs),
     /// Measure a running server, or with --offline the engine alone.
     Bench(Box<BenchArgs>),
+    /// Train what some cache methods need beside a model.
+    Tune(TuneArgs),
 }
 
 #[derive(Debug, Args)]
@@ -92,6 +95,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Config(args)) if args.reference => print(&config::reference_page()),
         Some(Command::Config(args)) => print(&configure(args.flags)?.to_toml()),
         Some(Command::Bench(args)) => bench::run(*args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Tune(args)) => print(&tune::run(args)?),
     }
 }
 

@@ -9,6 +9,7 @@ mod memory;
 mod model_source;
 mod serve;
 mod telemetry;
+mod tune;
 
 use std::process::ExitCode;
 
