@@ -103,12 +103,19 @@ impl BlockPool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use locket_model::kv_cache::{BlockClass, CacheGeometry, SlotType};
+    use locket_model::kv_cache::{BlockClass, CacheGeometry, SideArrays, SlotType};
     use proptest::prelude::*;
 
     fn plan(classes: &[(u32, u32)]) -> CachePlan {
         CachePlan {
-            geometry: CacheGeometry { num_layers: 1, num_kv_heads: 1, head_dim: 1 },
+            geometry: CacheGeometry {
+                num_layers: 1,
+                num_heads: 1,
+                num_kv_heads: 1,
+                head_dim: 1,
+                max_position: 8192,
+            },
+            side: SideArrays::default(),
             slot_type: SlotType::F32,
             classes: classes.iter().map(|&(capacity, blocks)| BlockClass { capacity, blocks }).collect(),
         }

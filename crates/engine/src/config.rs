@@ -1,6 +1,6 @@
 //! What the operator may set about the engine.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use crate::Error;
 
@@ -39,6 +39,22 @@ pub struct EngineConfig {
     pub seed: Option<u64>,
     /// Label `model_name` of the metrics.
     pub model_name: String,
+    /// Most bytes of RAM for snapshots (states of blocks, kept so that a prompt that begins like an
+    /// earlier one need not be run again); 0 turns them off. One state more is held while it is
+    /// taken. A state has the size of its sequence's filled slots.
+    pub snapshot_memory_bytes: u64,
+    /// A snapshot is taken every so many tokens from the start of a sequence; a multiple of 16.
+    pub snapshot_interval: u32,
+    /// Directory in which snapshots outlive the process; `None`: RAM only. They hold conversations
+    /// in clear: files have mode 0600, the directory, if it is made, 0700. One process at a time
+    /// may use it. Needs [`Self::snapshot_memory_bytes`] and [`Self::model_fingerprint`].
+    pub snapshot_dir: Option<PathBuf>,
+    /// Most bytes of files in [`Self::snapshot_dir`]; those used least recently go first. Files of
+    /// other models are not touched and not counted.
+    pub snapshot_disk_bytes: u64,
+    /// Digest of all that makes the model's states and that the engine cannot see: weights, backend,
+    /// side-car. Snapshots on disk are of use to the same fingerprint only. Zeros: unknown.
+    pub model_fingerprint: [u8; 32],
 }
 
 impl Default for EngineConfig {
@@ -55,6 +71,11 @@ impl Default for EngineConfig {
             sampler_threads: 0,
             seed: None,
             model_name: "default".into(),
+            snapshot_memory_bytes: 0,
+            snapshot_interval: 1024,
+            snapshot_dir: None,
+            snapshot_disk_bytes: 8 << 30,
+            model_fingerprint: [0; 32],
         }
     }
 }
@@ -81,6 +102,29 @@ impl EngineConfig {
         if self.event_buffer <= MAX_EVENTS_PER_STEP || self.event_buffer > 1 << 16 {
             return refuse("event_buffer", format!("is {}, must be 4 to 65536", self.event_buffer));
         }
+        self.validate_snapshots()
+    }
+
+    fn validate_snapshots(&self) -> Result<(), Error> {
+        let refuse = |field, reason: String| Err(Error::Config { field, reason });
+        let interval = self.snapshot_interval;
+        if interval == 0 || !interval.is_multiple_of(CHUNK_ROWS as u32) {
+            return refuse("snapshot_interval", format!("is {interval}, must be a multiple of 16"));
+        }
+        if self.snapshot_dir.is_none() {
+            return Ok(());
+        }
+        if self.snapshot_memory_bytes == 0 {
+            let reason = "is 0, must be positive with snapshot_dir: files are read into it";
+            return refuse("snapshot_memory_bytes", reason.into());
+        }
+        if self.snapshot_disk_bytes == 0 {
+            return refuse("snapshot_disk_bytes", "is 0, must be positive with snapshot_dir".into());
+        }
+        if self.model_fingerprint == [0; 32] {
+            let reason = "is not given; files could be taken for those of another model";
+            return refuse("model_fingerprint", reason.into());
+        }
         Ok(())
     }
 
@@ -106,5 +150,24 @@ mod tests {
         assert!(bad.validate().unwrap_err().to_string().contains("max_batch_rows"));
         let bad = EngineConfig { event_buffer: 3, ..EngineConfig::default() };
         assert!(bad.validate().unwrap_err().to_string().contains("event_buffer"));
+        let bad = EngineConfig { snapshot_interval: 1000, ..EngineConfig::default() };
+        assert!(bad.validate().unwrap_err().to_string().contains("snapshot_interval"));
+    }
+
+    #[test]
+    fn files_need_memory_a_bound_and_a_fingerprint() {
+        let good = EngineConfig {
+            snapshot_memory_bytes: 1,
+            snapshot_dir: Some("snapshots".into()),
+            model_fingerprint: [1; 32],
+            ..EngineConfig::default()
+        };
+        good.validate().unwrap();
+        let refused = |bad: EngineConfig, field: &str| {
+            assert!(bad.validate().unwrap_err().to_string().contains(field));
+        };
+        refused(EngineConfig { snapshot_memory_bytes: 0, ..good.clone() }, "snapshot_memory_bytes");
+        refused(EngineConfig { snapshot_disk_bytes: 0, ..good.clone() }, "snapshot_disk_bytes");
+        refused(EngineConfig { model_fingerprint: [0; 32], ..good }, "model_fingerprint");
     }
 }

@@ -23,9 +23,11 @@ use crate::{
     sampler::{NonFiniteLogits, SamplerScratch},
     scheduler::{Scheduler, StepPlan},
     sequence::{End, Sequence, SequenceId},
+    snapshots::Snapshots,
 };
 
 mod admission;
+mod resume;
 
 /// Below this many rows a second sampling thread costs more than it brings.
 const ROWS_PER_SAMPLER_THREAD: usize = 4;
@@ -69,6 +71,8 @@ pub(crate) struct Engine {
     pub(crate) commands: Receiver<Command>,
     pub(crate) scheduler: Scheduler,
     pub(crate) runner: Runner,
+    /// States kept for later prompts, unless turned off.
+    pub(crate) snapshots: Option<Snapshots>,
     pub(crate) budget: RowBudget,
     pub(crate) plan: StepPlan,
     /// Sequences that get a token in this step, and the row of logits it comes from.
@@ -98,6 +102,7 @@ impl Engine {
             self.run()?;
             self.sample();
             self.report(began);
+            self.take_snapshots();
             Ok(())
         }));
         let step = step.unwrap_or_else(|panic| Err(StepFailure::Internal(panic_message(panic.as_ref()))));
@@ -122,6 +127,7 @@ impl Engine {
                 }
             }
         }
+        self.finish_loads();
         self.drop_waiting();
         for sequence in &mut self.scheduler.running {
             if sequence.events.is_closed() {
@@ -135,7 +141,10 @@ impl Engine {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Submit(waiting) => self.scheduler.enqueue(*waiting),
+            Command::Submit(mut waiting) => {
+                self.start_load(&mut waiting);
+                self.scheduler.enqueue(*waiting);
+            }
             // Cleared before anything is looked at: what changes later rings again.
             Command::Wake => self.shared.wake_pending.store(false, Ordering::SeqCst),
         }
@@ -210,6 +219,8 @@ impl Engine {
         let now = self.now();
         for &(index, _) in &self.targets {
             let sequence = &mut self.scheduler.running[index];
+            sequence.folded_tokens = self.runner.folded_tokens(sequence.block);
+            sequence.events.set_folded_tokens(sequence.folded_tokens);
             match sequence.sampled.take() {
                 Some(Ok(token)) => report_token(sequence, token, now, &self.shared.metrics),
                 Some(Err(NonFiniteLogits)) => {
@@ -233,7 +244,8 @@ impl Engine {
     /// Gives the state of a prompt that was just completed to the continuations that waited for
     /// it. They sample from the same row of logits, each with its own seed.
     fn copy_to_followers(&mut self, leader: usize, row: usize) -> Result<(), StepFailure> {
-        let Sequence { id, block, num_cached, times, .. } = self.scheduler.running[leader];
+        let Sequence { id, block, num_cached, times, cached_tokens, .. } = self.scheduler.running[leader];
+        let folded_tokens = self.runner.folded_tokens(block);
         for (index, sequence) in self.scheduler.running.iter_mut().enumerate() {
             if sequence.leader != Some(id) {
                 continue;
@@ -248,6 +260,8 @@ impl Engine {
                 return Err(error.into());
             }
             sequence.num_cached = num_cached;
+            sequence.cached_tokens = cached_tokens;
+            sequence.folded_before = folded_tokens;
             self.targets.push((index, row));
         }
         Ok(())
@@ -290,6 +304,7 @@ impl Engine {
                 continue;
             }
             self.pass_prefill_on(index);
+            self.take_last_snapshot(index);
             let sequence = self.scheduler.running.remove(index);
             self.runner.close(sequence.block);
             self.scheduler.pool.give_back(sequence.block);
@@ -321,7 +336,10 @@ impl Engine {
             let Some(end) = sequence.end else { continue };
             self.shared.metrics.ended(&sequence, end, now);
             match end {
-                End::Finished(reason) => sequence.events.send(SequenceEvent::Finished(reason)),
+                End::Finished(reason) => {
+                    let folded_tokens = sequence.folded_tokens;
+                    sequence.events.send(SequenceEvent::Finished { reason, folded_tokens });
+                }
                 End::Failed(failure) => sequence.events.send(SequenceEvent::Failed(failure)),
                 End::Satisfied | End::Aborted => {}
             }
@@ -338,8 +356,9 @@ impl Engine {
     /// The prompt of a request belongs to all its continuations: if the reader of the one that
     /// prefills it leaves, the next one takes over its block.
     fn pass_prefill_on(&mut self, leaving: usize) {
-        let Sequence { id, block, num_cached, times, ref request, leader, .. } =
-            self.scheduler.running[leaving];
+        let Sequence {
+            id, block, num_cached, times, ref request, leader, cached_tokens, folded_before, ..
+        } = self.scheduler.running[leaving];
         if request.n == 1 || leader.is_some() || self.scheduler.running[leaving].end != Some(End::Aborted) {
             return;
         }
@@ -354,6 +373,8 @@ impl Engine {
                 heir = Some(sequence.id);
                 freed = std::mem::replace(&mut sequence.block, block);
                 sequence.num_cached = num_cached;
+                sequence.cached_tokens = cached_tokens;
+                sequence.folded_before = folded_before;
                 sequence.times.started = times.started;
             }
         }
@@ -416,7 +437,8 @@ fn report_token(
     if times.first_token.is_none() {
         times.first_token = Some(now);
         let queue_time = times.started.unwrap_or(now).saturating_sub(times.arrived);
-        sequence.events.send(SequenceEvent::Started { queue_time, cached_tokens: 0 });
+        let cached_tokens = sequence.cached_tokens;
+        sequence.events.send(SequenceEvent::Started { queue_time, cached_tokens });
     }
     if sequence.request.sampling.stop_token_ids.contains(&token.id) {
         sequence.end = Some(End::Finished(FinishReason::Stop { token_id: token.id }));

@@ -51,6 +51,17 @@ pub enum SubmitError {
     /// than exist (`n` too large).
     #[error("{0}")]
     DoesNotFit(String),
+    /// An exact answer was asked for, but attention is exact for `slots` tokens only.
+    #[error(
+        "the prompt has {prompt_tokens} tokens, but only {slots} fit without folding: shorten the prompt, \
+         take more slots or method full, or do without an exact answer"
+    )]
+    NotExact {
+        /// Tokens of the prompt.
+        prompt_tokens: u64,
+        /// Slots of the request's cache settings.
+        slots: u32,
+    },
     /// The engine drains and takes nothing new.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -65,6 +76,7 @@ impl SubmitError {
         match self {
             Self::QueueFull { .. } => "queue_full",
             Self::DoesNotFit(_) => "does_not_fit",
+            Self::NotExact { .. } => "not_exact",
             Self::ShuttingDown => "shutting_down",
             Self::Dead => "dead",
         }

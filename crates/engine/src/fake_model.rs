@@ -10,9 +10,9 @@ use std::{
 };
 
 use locket_model::{
-    Batch, BlockId, Error, MemoryUse, Model, ModelConfig,
+    Batch, BlockId, Error, MemoryUse, Model, ModelConfig, TokenScore,
     config::{RopeConfig, RopeScaling, RopeStyle},
-    kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SlotType},
+    kv_cache::{BlockClass, CacheGeometry, CacheMethod, CachePlan, CacheSettings, SideArrays, SlotType},
 };
 
 use crate::clock::Clock;
@@ -57,6 +57,9 @@ pub(crate) struct StepRecord {
 pub(crate) struct Seen {
     pub steps: Vec<StepRecord>,
     pub open_blocks: usize,
+    /// States taken and put back.
+    pub exports: usize,
+    pub imports: usize,
     /// Broken rules; must stay empty.
     pub violations: Vec<String>,
 }
@@ -76,9 +79,15 @@ pub(crate) struct FakeModel {
     plan: CachePlan,
     max_batch_rows: usize,
     blocks: Vec<Option<Block>>,
+    /// Whether chunks may end off the grid, as they do where snapshots are taken.
+    may_leave_grid: bool,
     clock: Arc<VirtualClock>,
     seen: Arc<Mutex<Seen>>,
 }
+
+/// Bytes of an image per token, so that longer states are larger.
+pub(crate) const BYTES_PER_TOKEN: usize = 8;
+const IMAGE_MAGIC: u64 = 0x4641_4B45;
 
 fn mix(hash: u64, value: u64) -> u64 {
     let mixed = (hash ^ value.wrapping_add(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -101,18 +110,25 @@ pub(crate) fn logits_of(hash: u64) -> impl Iterator<Item = f32> {
 impl FakeModel {
     /// A model with `(capacity, blocks)` classes.
     pub(crate) fn new(classes: &[(u32, u32)], max_batch_rows: usize) -> Self {
-        let geometry = CacheGeometry { num_layers: 1, num_kv_heads: 1, head_dim: 2 };
+        let geometry = CacheGeometry::of(&config());
         let classes: Vec<_> =
             classes.iter().map(|&(capacity, blocks)| BlockClass { capacity, blocks }).collect();
-        let plan = CachePlan { geometry, slot_type: SlotType::F32, classes };
+        let plan = CachePlan { geometry, slot_type: SlotType::F32, side: SideArrays::default(), classes };
         Self {
             config: config(),
             blocks: vec![None; plan.num_blocks() as usize],
             plan,
             max_batch_rows,
+            may_leave_grid: false,
             clock: Arc::default(),
             seen: Arc::default(),
         }
+    }
+
+    /// The same, for engines that take snapshots.
+    pub(crate) fn leaving_grid(mut self) -> Self {
+        self.may_leave_grid = true;
+        self
     }
 
     pub(crate) fn clock(&self) -> Arc<VirtualClock> {
@@ -149,7 +165,7 @@ impl FakeModel {
         if !positions.iter().copied().eq(wanted) {
             return Err(self.refuse(format!("positions {positions:?} after {} tokens", block.len)));
         }
-        if ids.len() > 1 && (block.is_sealed || block.len % 16 != 0) {
+        if ids.len() > 1 && !self.may_leave_grid && (block.is_sealed || block.len % 16 != 0) {
             return Err(self.refuse(format!("a chunk of {} rows begins at {}", ids.len(), block.len)));
         }
         for &id in ids {
@@ -229,6 +245,67 @@ impl Model for FakeModel {
         }
         self.seen.lock().unwrap().open_blocks += 1;
         self.blocks[to.0 as usize] = Some(source);
+        Ok(())
+    }
+
+    fn export_block(&self, block: BlockId) -> Result<Vec<u8>, Error> {
+        let Some(block) = self.blocks[block.0 as usize] else {
+            return Err(self.refuse(format!("export of closed block {}", block.0)));
+        };
+        self.seen.lock().unwrap().exports += 1;
+        let CacheSettings { method, slots, ring, sinks, .. } = block.settings;
+        let method = u64::from(method == CacheMethod::Window);
+        let fields = [method, slots.into(), ring.into(), sinks.into(), block.len.into()];
+        let flags = [block.hash, block.is_sealed.into(), block.has_nan.into()];
+        let check = fields.iter().chain(&flags).fold(IMAGE_MAGIC, |check, &field| mix(check, field));
+        let words = fields.into_iter().chain(flags).chain([check]);
+        let mut image: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        image.resize(image.len() + BYTES_PER_TOKEN * block.len as usize, 0);
+        Ok(image)
+    }
+
+    fn import_block(&mut self, id: BlockId, image: &[u8]) -> Result<(), Error> {
+        let words: Vec<u64> =
+            image.as_chunks::<8>().0.iter().take(9).map(|word| u64::from_le_bytes(*word)).collect();
+        let broken = || Error::InvalidBatch("a broken image".into());
+        let [method, slots, ring, sinks, len, hash, is_sealed, has_nan, check] = words[..] else {
+            return Err(broken());
+        };
+        if words[..8].iter().fold(IMAGE_MAGIC, |check, &field| mix(check, field)) != check {
+            return Err(broken());
+        }
+        let mut settings = CacheSettings::full(slots as u32);
+        if method == 1 {
+            (settings.method, settings.ring, settings.sinks) =
+                (CacheMethod::Window, ring as u32, sinks as u32);
+        } else {
+            // A full block has as much room as its memory.
+            settings.slots = self.plan.capacity(id).unwrap_or(0);
+        }
+        self.open_block(id, settings)?;
+        self.seen.lock().unwrap().imports += 1;
+        let (len, is_sealed, has_nan) = (len as u32, is_sealed == 1, has_nan == 1);
+        self.blocks[id.0 as usize] = Some(Block { settings, len, hash, is_sealed, has_nan });
+        Ok(())
+    }
+
+    fn folded_tokens(&self, block: BlockId) -> u32 {
+        let Some(Block { settings, len, .. }) = self.blocks[block.0 as usize] else { return 0 };
+        let is_folded = settings.ring > 0 && len > settings.capacity();
+        if is_folded { len - settings.slots } else { 0 }
+    }
+
+    fn score_tokens(
+        &mut self,
+        batch: &Batch,
+        targets: &[u32],
+        out: &mut Vec<TokenScore>,
+    ) -> Result<(), Error> {
+        let mut logits = Vec::new();
+        self.forward(batch, &mut logits)?;
+        let rows = logits.chunks_exact(VOCAB_SIZE).zip(targets);
+        out.clear();
+        out.extend(rows.map(|(row, &target)| TokenScore::of(row, target)));
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use crate::{
     config::EngineConfig,
     metrics::EngineMetrics,
     sequence::{WaitingRequest, WaitingSequence},
+    snapshots::{self, Digest, KeyChain},
     stream::{self, SequenceStream},
 };
 
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub clock: Arc<dyn Clock>,
     /// Base of the seeds of requests without one.
     pub seed: u64,
+    /// What all snapshots have in common; `None` if there are to be none.
+    pub fingerprint: Option<Digest>,
     status: AtomicU8,
     /// Sequences that were submitted and have no block yet.
     num_waiting: AtomicUsize,
@@ -70,12 +73,14 @@ impl Shared {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let seed = config.seed.unwrap_or_else(rand::random);
+        let fingerprint = (config.snapshot_memory_bytes > 0).then(|| snapshots::fingerprint(&config, &facts));
         Self {
             facts,
             config,
             metrics,
             clock,
             seed,
+            fingerprint,
             status: AtomicU8::new(EngineStatus::Ready as u8),
             num_waiting: AtomicUsize::new(0),
             cache_usage: AtomicU64::new(0.0f64.to_bits()),
@@ -160,6 +165,16 @@ impl Door {
         self.shared.status()
     }
 
+    /// A way to ring that does not keep the engine alive.
+    pub(crate) fn bell(self: &Arc<Self>) -> impl Fn() + Send + 'static {
+        let door = Arc::downgrade(self);
+        move || {
+            if let Some(door) = door.upgrade() {
+                door.wake();
+            }
+        }
+    }
+
     /// Makes an idle engine look again. Never waits.
     pub(crate) fn wake(&self) {
         if !self.shared.wake_pending.swap(true, Ordering::SeqCst)
@@ -179,8 +194,8 @@ pub struct EngineHandle {
 }
 
 impl EngineHandle {
-    pub(crate) fn new(door: Door) -> Self {
-        Self { door: Arc::new(door) }
+    pub(crate) fn new(door: Arc<Door>) -> Self {
+        Self { door }
     }
 
     /// Queues a request and returns one stream per continuation. Never waits.
@@ -215,6 +230,9 @@ impl EngineHandle {
         // Unseeded requests differ from each other and from run to run.
         let drawn = shared.seed.wrapping_add(order.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let waiting = WaitingRequest {
+            // Here, so that the engine thread need not hash prompts.
+            chain: self.chain(&request),
+            loading_until: None,
             seed: request.sampling.seed.unwrap_or(drawn),
             request: Arc::new(request),
             sequences,
@@ -233,6 +251,12 @@ impl EngineHandle {
         })
     }
 
+    fn chain(&self, request: &GenerationRequest) -> Option<Arc<KeyChain>> {
+        let fingerprint = self.shared().fingerprint.as_ref().filter(|_| request.use_snapshots)?;
+        let chain = KeyChain::new(fingerprint, &request.cache, &request.salt, &request.prompt_ids);
+        Some(Arc::new(chain))
+    }
+
     /// Checks that the request can run on an empty engine; returns the most tokens that it can
     /// generate.
     fn check_fit(&self, request: &GenerationRequest) -> Result<u32, SubmitError> {
@@ -249,10 +273,20 @@ impl EngineHandle {
                 model.vocab_size
             ));
         }
-        // A block without ring keeps every token; one with a ring is never full.
+        // A block without ring keeps every token; one with a ring is never full, and its positions
+        // are compacted into the trained range.
         let capacity = request.cache.capacity();
-        let room = if request.cache.ring == 0 { capacity as usize } else { usize::MAX };
-        let room = room.min(model.max_position);
+        let can_fold = request.cache.ring > 0;
+        if can_fold && request.require_exact && prompt > request.cache.slots as usize {
+            let prompt_tokens = prompt as u64;
+            return Err(SubmitError::NotExact { prompt_tokens, slots: request.cache.slots });
+        }
+        let room = match (can_fold, request.require_exact) {
+            (false, _) => (capacity as usize).min(model.max_position),
+            (true, true) => (request.cache.slots as usize).min(model.max_position),
+            // The last position is never reached: it means "none".
+            (true, false) => u32::MAX as usize - 1,
+        };
         if prompt > room {
             return refuse(format!("the prompt has {prompt} tokens, but only {room} fit"));
         }

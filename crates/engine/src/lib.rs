@@ -17,6 +17,7 @@ mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod snapshots;
 mod stream;
 mod thread;
 

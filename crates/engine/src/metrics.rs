@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::Duration};
 
 use locket_model::MemoryUse;
 use prometheus::{
-    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, core::Collector,
 };
 
@@ -17,6 +17,10 @@ use crate::{
     block_pool::BlockPool,
     sequence::{End, Sequence},
 };
+
+mod snapshots;
+
+pub(crate) use snapshots::SnapshotMetrics;
 
 const TIME_TO_FIRST_TOKEN: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -82,6 +86,9 @@ pub(crate) struct EngineMetrics {
     rejections: IntCounterVec,
     non_finite: IntCounter,
     step_failures: IntCounter,
+    folded_tokens: IntCounter,
+    exact: IntCounterVec,
+    snapshots: SnapshotMetrics,
 }
 
 /// Makes and registers series with the same constant labels.
@@ -146,7 +153,8 @@ impl EngineMetrics {
             num_running: make.gauge("vllm:num_requests_running", "Sequences that own a block.")?,
             num_waiting: make.gauge("vllm:num_requests_waiting", "Sequences that wait for a block.")?,
             cache_usage: make.gauge("vllm:kv_cache_usage_perc", "Share of slots taken, 0 to 1.")?,
-            prompt_tokens: make.counter("vllm:prompt_tokens_total", "Prompt tokens prefilled.")?,
+            prompt_tokens: make
+                .counter("vllm:prompt_tokens_total", "Prompt tokens, cached ones included.")?,
             generation_tokens: make.counter("vllm:generation_tokens_total", "Tokens generated.")?,
             time_to_first_token: make.histogram(
                 "vllm:time_to_first_token_seconds",
@@ -231,13 +239,27 @@ impl EngineMetrics {
                 "locket_rejections_total",
                 "Requests that were not accepted, by reason.",
                 "reason",
-                &["queue_full", "does_not_fit", "shutting_down", "dead"],
+                &["queue_full", "does_not_fit", "not_exact", "shutting_down", "dead"],
             )?,
             non_finite: make
                 .counter("locket_non_finite_logits_total", "Sequences ended by NaN or infinity.")?,
             step_failures: make
                 .counter("locket_step_failures_total", "Steps that ended in an internal error.")?,
+            folded_tokens: make
+                .counter("locket_folded_tokens_total", "Tokens that some layer folded, when they end.")?,
+            exact: make.counters(
+                "locket_exact_sequences_total",
+                "Sequences with a result, by whether nothing of them was folded.",
+                "exact",
+                &["true", "false"],
+            )?,
+            snapshots: SnapshotMetrics::register(&make)?,
         })
+    }
+
+    /// Those of the snapshots.
+    pub(crate) fn snapshots(&self) -> &SnapshotMetrics {
+        &self.snapshots
     }
 
     /// A request was refused.
@@ -255,7 +277,7 @@ impl EngineMetrics {
         self.non_finite.inc();
     }
 
-    /// A prompt is in its block.
+    /// A prompt is in its block, by a snapshot or by being run.
     pub(crate) fn prefilled(&self, prompt_tokens: usize) {
         self.prompt_tokens.inc_by(prompt_tokens as u64);
     }
@@ -298,6 +320,11 @@ impl EngineMetrics {
         self.request_prompt_tokens.observe(f64::from(sequence.prompt_len()));
         self.request_generation_tokens.observe(num_generated as f64);
         self.request_max_tokens.observe(f64::from(sequence.request.max_tokens));
+        self.folded_tokens.inc_by(u64::from(sequence.folded_tokens.saturating_sub(sequence.folded_before)));
+        if matches!(end, End::Finished(_) | End::Satisfied) {
+            let is_exact = if sequence.folded_tokens == 0 { "true" } else { "false" };
+            self.exact.with_label_values(&[is_exact]).inc();
+        }
         if let (Some(started), Some(first), Some(last)) = (times.started, times.first_token, times.last_token)
         {
             let decode = last.saturating_sub(first).as_secs_f64();
@@ -344,14 +371,8 @@ impl EngineMetrics {
 
 /// Series that never move after start.
 fn register_constants(make: &Maker<'_>, memory: MemoryUse) -> Made<()> {
-    // Nothing is ever preempted, and prefixes are not shared yet; dashboards read these names.
+    // Nothing is ever preempted; dashboards read this name.
     make.counter("vllm:num_preemptions_total", "Always 0: nothing is preempted.")?;
-    make.register(Counter::with_opts(
-        make.options("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache."),
-    ))?;
-    make.register(Counter::with_opts(
-        make.options("vllm:prefix_cache_hits_total", "Prompt tokens whose prefill was skipped."),
-    ))?;
     let bytes = make.register(GaugeVec::new(
         make.options("locket_memory_bytes", "Bytes that the model holds, by pool."),
         &["pool"],
@@ -387,7 +408,7 @@ mod tests {
         metrics.set_state(&[], 0, &BlockPool::new(model.cache_plan()));
         let documentation = include_str!("../../../docs/metrics.md");
         let families = registry.gather();
-        assert_eq!(families.len(), 30);
+        assert_eq!(families.len(), 39);
         for family in families {
             let entry = format!("| `{}` |", family.name());
             assert!(documentation.contains(&entry), "{} is not in docs/metrics.md", family.name());

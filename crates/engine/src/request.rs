@@ -23,6 +23,16 @@ pub struct GenerationRequest {
     pub cache: CacheSettings,
     /// Lower is served earlier.
     pub priority: i32,
+    /// Whether the prompt may go on from a snapshot and leaves some itself.
+    pub use_snapshots: bool,
+    /// Prompt tokens before the header of the answer: a snapshot is taken there, because the answer
+    /// that a client sends back may be other tokens than those sampled. Ignored outside of the prompt.
+    pub snapshot_at: Option<u32>,
+    /// Whose snapshots these are: requests with different salts never share any. May be empty.
+    pub salt: Vec<u8>,
+    /// Refuse a prompt that does not fit into the slots instead of folding it, and end the answer
+    /// before anything would be folded.
+    pub require_exact: bool,
 }
 
 /// Sampler settings. Ranges are checked by the caller.
@@ -122,7 +132,13 @@ pub enum SequenceEvent {
     /// A token.
     Token(SampledToken),
     /// The end.
-    Finished(FinishReason),
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// Tokens that some layer no longer holds in slots of their own; 0: every token was computed
+        /// with exact attention.
+        folded_tokens: u32,
+    },
     /// The end without a result.
     Failed(crate::EngineFailure),
 }
@@ -130,6 +146,6 @@ pub enum SequenceEvent {
 impl SequenceEvent {
     /// Whether nothing follows this event.
     pub fn is_last(&self) -> bool {
-        matches!(self, Self::Finished(_) | Self::Failed(_))
+        matches!(self, Self::Finished { .. } | Self::Failed(_))
     }
 }

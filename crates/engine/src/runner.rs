@@ -61,6 +61,21 @@ impl Runner {
         self.model.copy_block(from, to)
     }
 
+    /// The state of `block` as bytes.
+    pub(crate) fn export(&self, block: BlockId) -> Result<Vec<u8>, Error> {
+        self.model.export_block(block)
+    }
+
+    /// Opens `block` with the state in `image`; after an error it is closed.
+    pub(crate) fn import(&mut self, block: BlockId, image: &[u8]) -> Result<(), Error> {
+        self.model.import_block(block, image)
+    }
+
+    /// Tokens that some layer no longer holds in slots of their own.
+    pub(crate) fn folded_tokens(&self, block: BlockId) -> u32 {
+        self.model.folded_tokens(block)
+    }
+
     /// Scrubs a block.
     pub(crate) fn close(&mut self, block: BlockId) {
         self.model.close_block(block);

@@ -11,6 +11,9 @@
 //! a long one. Ageing: a quarter of the prefill rows that others get is credited to the oldest
 //! prompt, which spends whole chunks of credit before anybody else is served. So the oldest
 //! prompt gets at least a quarter of the prefill rows (less one chunk), and no prompt starves.
+//!
+//! **Snapshots.** A prompt's chunk ends where a snapshot is to be taken, also off the grid of 16
+//! rows; the next one then ends on the grid again.
 
 use crate::{
     block_pool::BlockPool,
@@ -65,6 +68,8 @@ pub(crate) struct Limits {
     pub prefill_chunk: usize,
     /// Most running sequences.
     pub max_running: usize,
+    /// Tokens between two snapshots of a sequence.
+    pub snapshot_interval: u32,
 }
 
 /// A prompt that wants rows.
@@ -72,6 +77,10 @@ pub(crate) struct Limits {
 struct Candidate {
     index: usize,
     remaining: usize,
+    /// Rows that it may have in this step: up to the next snapshot.
+    wanted: usize,
+    /// Rows since the last border of 16.
+    offset: usize,
     priority: i32,
     id: SequenceId,
     granted: usize,
@@ -129,6 +138,11 @@ impl Scheduler {
         let mut at = 0;
         while at < self.waiting.len() && limit > 0 {
             let waiting = &self.waiting[at];
+            if waiting.loading_until.is_some() {
+                // For a moment only: what starts meanwhile may take what it would have taken.
+                at += 1;
+                continue;
+            }
             let count = waiting.sequences.len();
             if self.running.len() + count > self.limits.max_running {
                 return;
@@ -169,9 +183,13 @@ impl Scheduler {
             }
             if sequence.is_prefill() {
                 if sequence.events.has_room(MAX_EVENTS_PER_STEP) {
+                    let remaining = sequence.prefill_remaining();
+                    let to_snapshot = sequence.rows_to_snapshot(self.limits.snapshot_interval);
                     self.candidates.push(Candidate {
                         index,
-                        remaining: sequence.prefill_remaining() as usize,
+                        remaining: remaining as usize,
+                        wanted: to_snapshot.map_or(remaining, |rows| rows.min(remaining)) as usize,
+                        offset: sequence.num_cached as usize % CHUNK_ROWS,
                         priority: sequence.request.priority,
                         id: sequence.id,
                         granted: 0,
@@ -230,11 +248,13 @@ impl Scheduler {
     }
 }
 
-/// Grants `candidate` up to `rows` further rows: the rest of its prompt, or whole chunks.
+/// Grants `candidate` up to `rows` further rows: all that it wants, or up to a border of 16.
 fn grant(candidate: &mut Candidate, rows: usize, prefill_chunk: usize) -> usize {
     let rows = rows.min(prefill_chunk - candidate.granted.min(prefill_chunk));
-    let wanted = candidate.remaining - candidate.granted;
-    let granted = if wanted <= rows { wanted } else { rows / CHUNK_ROWS * CHUNK_ROWS };
+    let wanted = candidate.wanted - candidate.granted;
+    let from = candidate.offset + candidate.granted;
+    let to_border = ((from + rows) / CHUNK_ROWS * CHUNK_ROWS).saturating_sub(from);
+    let granted = if wanted <= rows { wanted } else { to_border };
     candidate.granted += granted;
     granted
 }

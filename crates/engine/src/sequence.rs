@@ -7,6 +7,7 @@ use locket_model::BlockId;
 use crate::{
     EngineFailure, FinishReason, GenerationRequest, SampledToken,
     sampler::{NonFiniteLogits, SequenceSampler},
+    snapshots::KeyChain,
     stream::EventSender,
 };
 
@@ -38,6 +39,10 @@ pub(crate) struct WaitingRequest {
     pub seed: u64,
     /// Tokens after which the context or the block is full, at most `max_tokens`.
     pub max_new: u32,
+    /// Under which keys its snapshots are; `None`: it uses none.
+    pub chain: Option<Arc<KeyChain>>,
+    /// Until when it waits for a snapshot that is being read; `None`: for blocks only.
+    pub loading_until: Option<Duration>,
 }
 
 /// How a sequence ended.
@@ -86,6 +91,14 @@ pub(crate) struct Sequence {
     pub output_ids: Vec<u32>,
     /// Most tokens to generate: `max_tokens`, or what context and block allow.
     pub max_new: u32,
+    /// Under which keys its snapshots are; `None`: it uses none.
+    pub chain: Option<Arc<KeyChain>>,
+    /// Prompt tokens that came from a snapshot.
+    pub cached_tokens: u32,
+    /// Tokens that some layer no longer holds in slots of their own.
+    pub folded_tokens: u32,
+    /// Of these, those that were folded before this sequence ran: another one's work.
+    pub folded_before: u32,
     /// How it chooses tokens.
     pub sampler: SequenceSampler,
     /// This step's choice, between sampling and reporting.
@@ -114,6 +127,24 @@ impl Sequence {
     /// Prompt tokens that are not in the block yet.
     pub(crate) fn prefill_remaining(&self) -> u32 {
         self.prompt_len().saturating_sub(self.num_cached)
+    }
+
+    /// All tokens whose keys and values went into the block.
+    pub(crate) fn cached_ids(&self) -> Vec<u32> {
+        let prompt = self.request.prompt_ids.len();
+        let cached = self.num_cached as usize;
+        let mut ids = Vec::with_capacity(cached);
+        ids.extend_from_slice(&self.request.prompt_ids[..cached.min(prompt)]);
+        ids.extend_from_slice(&self.output_ids[..cached.saturating_sub(prompt)]);
+        ids
+    }
+
+    /// Rows after which a snapshot is due, if one is; chunks of the prompt end there.
+    pub(crate) fn rows_to_snapshot(&self, interval: u32) -> Option<u32> {
+        self.chain.as_ref()?;
+        let border = interval - self.num_cached % interval;
+        let end = self.request.snapshot_at.and_then(|at| at.checked_sub(self.num_cached));
+        Some(end.filter(|&rows| rows > 0).map_or(border, |rows| rows.min(border)))
     }
 
     /// The next `rows` tokens to run, first the one at position [`Self::num_cached`].

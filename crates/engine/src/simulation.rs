@@ -20,8 +20,11 @@ use crate::{
     thread::build,
 };
 
+mod exactness;
 mod fairness;
 mod faults;
+mod resume;
+mod returning;
 mod threaded;
 
 /// An engine that is turned by hand.
@@ -30,16 +33,20 @@ struct Bench {
     handle: EngineHandle,
     clock: Arc<VirtualClock>,
     seen: Arc<Mutex<Seen>>,
+    registry: prometheus::Registry,
 }
 
 impl Bench {
     fn new(classes: &[(u32, u32)], config: EngineConfig) -> Self {
-        let model = FakeModel::new(classes, config.max_batch_rows);
+        let mut model = FakeModel::new(classes, config.max_batch_rows);
+        if config.snapshot_memory_bytes > 0 {
+            model = model.leaving_grid();
+        }
         let (clock, seen) = (model.clock(), model.seen());
         let registry = prometheus::Registry::new();
         let time = Arc::clone(&clock) as Arc<dyn crate::clock::Clock>;
         let (engine, handle) = build(Box::new(model), config, &registry, time).unwrap();
-        Self { engine, handle, clock, seen }
+        Self { engine, handle, clock, seen, registry }
     }
 
     /// Turns until nothing can run.
@@ -61,6 +68,17 @@ impl Bench {
         assert_eq!(seen.open_blocks, 0, "a block was not scrubbed");
         assert_eq!(seen.violations, Vec::<String>::new());
     }
+}
+
+/// The sum of a metric's series; those with the label value, if one is given.
+fn metric(registry: &prometheus::Registry, name: &str, label: Option<&str>) -> f64 {
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == name).expect("a series");
+    let has_label = |metric: &&prometheus::proto::Metric| {
+        label.is_none_or(|value| metric.get_label().iter().any(|pair| pair.value() == value))
+    };
+    let values = family.get_metric().iter().filter(has_label);
+    values.map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value()).sum()
 }
 
 fn config() -> EngineConfig {
@@ -88,7 +106,18 @@ fn request(prompt_len: u32, max_tokens: u32) -> GenerationRequest {
         logprobs: None,
         cache: CacheSettings::full(prompt_len + max_tokens),
         priority: 0,
+        use_snapshots: true,
+        snapshot_at: None,
+        salt: Vec::new(),
+        require_exact: false,
     }
+}
+
+/// Settings that keep 2 sinks and the newest tokens.
+fn window(slots: u32, ring: u32) -> CacheSettings {
+    let mut settings = CacheSettings::full(slots);
+    (settings.method, settings.ring, settings.sinks) = (CacheMethod::Window, ring, 2);
+    settings
 }
 
 /// What continuation `choice` must say: one token after the other, no batch, no scheduler.
@@ -160,7 +189,7 @@ impl Reader {
             return; // aborted: what was read is a prefix
         }
         match self.last().expect("every stream ends") {
-            SequenceEvent::Finished(end) => {
+            SequenceEvent::Finished { reason: end, .. } => {
                 assert_eq!((tokens, *end), (expected, reason), "alone = in a batch");
             }
             SequenceEvent::Failed(failure) => {
@@ -178,13 +207,15 @@ fn random_request(rng: &mut StdRng) -> GenerationRequest {
     let mut request = request(prompt_len, rng.random_range(1..30));
     request.n = if rng.random_bool(0.2) { rng.random_range(2..4) } else { 1 };
     request.priority = rng.random_range(-1..2);
+    request.snapshot_at = rng.random_bool(0.5).then(|| rng.random_range(0..prompt_len + 2));
+    request.use_snapshots = rng.random_bool(0.9);
     request.sampling.seed = Some(rng.random());
     request.sampling.temperature = if rng.random_bool(0.3) { 0.0 } else { 1.0 };
     request.sampling.top_k = if rng.random_bool(0.3) { 5 } else { 0 };
     request.sampling.repetition_penalty = if rng.random_bool(0.2) { 1.3 } else { 1.0 };
     request.sampling.stop_token_ids = vec![rng.random_range(0..40)];
     if rng.random_bool(0.3) {
-        request.cache = CacheSettings { method: CacheMethod::Window, slots: 24, ring: 8, sinks: 2 };
+        request.cache = window(24, 8);
     }
     request
 }
@@ -194,7 +225,10 @@ fn schedule(seed: u64) {
     let rng = &mut StdRng::seed_from_u64(seed);
     let with_timeout = rng.random_bool(0.2);
     let with_drain = rng.random_bool(0.3);
+    let with_snapshots = rng.random_bool(0.5);
     let config = EngineConfig {
+        snapshot_memory_bytes: if with_snapshots { rng.random_range(1..20_000) } else { 0 },
+        snapshot_interval: 16 * rng.random_range(1..5),
         max_batch_rows: rng.random_range(32..100),
         prefill_chunk: 16 * rng.random_range(1..5),
         max_waiting: rng.random_range(4..20),
@@ -255,6 +289,8 @@ fn check_bounds(bench: &Bench, config: &EngineConfig) {
     assert!(scheduler.running.len() <= config.max_running);
     assert!(bench.handle.num_waiting() <= config.max_waiting);
     assert!(bench.engine.plan.num_rows() <= config.max_batch_rows);
+    let held = bench.engine.snapshots.as_ref().map_or(0, |snapshots| snapshots.bytes());
+    assert!(held <= config.snapshot_memory_bytes);
 }
 
 /// Reads everything until the engine rests.

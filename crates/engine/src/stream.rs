@@ -5,7 +5,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering, fence},
+    atomic::{AtomicBool, AtomicU32, Ordering, fence},
 };
 
 use tokio::sync::mpsc;
@@ -20,6 +20,8 @@ pub struct SequenceStream {
     paused: Arc<AtomicBool>,
     /// Set by the reader when it leaves because it has all it wanted.
     satisfied: Arc<AtomicBool>,
+    /// Set by the engine before it sends a token.
+    folded_tokens: Arc<AtomicU32>,
     door: Arc<Door>,
     has_ended: bool,
 }
@@ -29,6 +31,13 @@ impl SequenceStream {
     /// the stream, this counts as finished by `stop` and not as aborted.
     pub fn finish(self) {
         self.satisfied.store(true, Ordering::SeqCst);
+    }
+
+    /// Tokens that some layer no longer holds in slots of their own; 0 while attention is exact. For
+    /// a reader that leaves early: the engine may be some tokens ahead of what was read. A sequence
+    /// that ends by itself says the number in [`SequenceEvent::Finished`].
+    pub fn folded_tokens(&self) -> u32 {
+        self.folded_tokens.load(Ordering::SeqCst)
     }
 
     /// The next event, or `None` after the last one. Cancel-safe.
@@ -99,9 +108,15 @@ pub(crate) struct EventSender {
     events: mpsc::Sender<SequenceEvent>,
     paused: Arc<AtomicBool>,
     satisfied: Arc<AtomicBool>,
+    folded_tokens: Arc<AtomicU32>,
 }
 
 impl EventSender {
+    /// What [`SequenceStream::folded_tokens`] says from now on.
+    pub(crate) fn set_folded_tokens(&self, tokens: u32) {
+        self.folded_tokens.store(tokens, Ordering::SeqCst);
+    }
+
     /// Whether the reader has left.
     pub(crate) fn is_closed(&self) -> bool {
         self.events.is_closed()
@@ -140,12 +155,14 @@ impl EventSender {
 pub(crate) fn channel(buffer: usize, door: &Arc<Door>) -> (EventSender, SequenceStream) {
     let (sender, receiver) = mpsc::channel(buffer);
     let (paused, satisfied) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let folded_tokens = Arc::new(AtomicU32::new(0));
     let stream = SequenceStream {
         events: receiver,
         paused: Arc::clone(&paused),
         satisfied: Arc::clone(&satisfied),
+        folded_tokens: Arc::clone(&folded_tokens),
         door: Arc::clone(door),
         has_ended: false,
     };
-    (EventSender { events: sender, paused, satisfied }, stream)
+    (EventSender { events: sender, paused, satisfied, folded_tokens }, stream)
 }

@@ -21,6 +21,7 @@ use crate::{
     runner::Runner,
     sampler::SamplerScratch,
     scheduler::{Limits, Scheduler, StepPlan},
+    snapshots::Snapshots,
 };
 
 /// The engine's thread; ends after [`EngineHandle::drain`], after a device error, or when all
@@ -92,7 +93,12 @@ pub(crate) fn build(
     }
     let metrics =
         EngineMetrics::register(registry, &config.model_name, facts.model.max_position, facts.memory)?;
-    let limits = Limits { max_rows, prefill_chunk: config.prefill_chunk, max_running: config.max_running };
+    let limits = Limits {
+        max_rows,
+        prefill_chunk: config.prefill_chunk,
+        max_running: config.max_running,
+        snapshot_interval: config.snapshot_interval,
+    };
     let scheduler = Scheduler::new(BlockPool::new(&facts.cache), limits);
     let budget = RowBudget::new(config.target_step, max_rows);
     let scratch = (0..config.effective_sampler_threads()).map(|_| SamplerScratch::default()).collect();
@@ -100,12 +106,15 @@ pub(crate) fn build(
     // more place is for the one wake-up that may be under way.
     let (sender, commands) = mpsc::sync_channel(config.max_waiting + 1);
     let shared = Arc::new(Shared::new(facts, config, metrics, clock));
-    let handle = EngineHandle::new(Door::new(Arc::clone(&shared), sender));
+    let door = Arc::new(Door::new(Arc::clone(&shared), sender));
+    let snapshots = Snapshots::open(&shared, door.bell())?;
+    let handle = EngineHandle::new(door);
     let engine = Engine {
         shared,
         commands,
         scheduler,
         runner: Runner::new(model),
+        snapshots,
         budget,
         plan: StepPlan::default(),
         targets: Vec::new(),
@@ -142,6 +151,9 @@ impl Engine {
                 Turn::Stopped => {
                     self.shared.set_status(EngineStatus::Stopped);
                     self.fail_waiting(EngineFailure::ShuttingDown);
+                    if let Some(snapshots) = &mut self.snapshots {
+                        snapshots.close();
+                    }
                     return Ok(());
                 }
                 Turn::Dead(reason) => return Err(Error::Died(reason)),

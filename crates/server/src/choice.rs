@@ -115,7 +115,7 @@ impl ChoiceText {
                 true
             }
             Some(SequenceEvent::Token(token)) => self.push_token(token, out),
-            Some(SequenceEvent::Finished(reason)) => {
+            Some(SequenceEvent::Finished { reason, .. }) => {
                 let delta = self.text.finish();
                 let found = self.release(delta, out);
                 let finish = found.map_or_else(|| self.finish_of(reason), |stop| self.stopped_by(stop));
@@ -252,7 +252,7 @@ pub(crate) mod tests {
         let started = SequenceEvent::Started { queue_time: Duration::ZERO, cached_tokens: 0 };
         let events = std::iter::once(started)
             .chain(ids.iter().map(|id| SequenceEvent::Token(token(*id))))
-            .chain(std::iter::once(SequenceEvent::Finished(end)));
+            .chain(std::iter::once(SequenceEvent::Finished { reason: end, folded_tokens: 0 }));
         for event in events {
             if !text.advance(Some(event), &mut out) {
                 break;

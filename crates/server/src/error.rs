@@ -205,6 +205,9 @@ impl ApiError {
             SubmitError::DoesNotFit(reason) => {
                 Self::field(ErrorKind::InvalidValue, param, format!("The request can never run: {reason}."))
             }
+            SubmitError::NotExact { .. } => {
+                Self::field(ErrorKind::InvalidValue, param, format!("No exact answer: {error}."))
+            }
             SubmitError::ShuttingDown => Self::shutting_down(),
             SubmitError::Dead => Self::internal("the engine is not running"),
         }

@@ -8,7 +8,10 @@ use crate::{
     sequence::{End, Sequence, SequenceId, Times, WaitingRequest},
 };
 
-use super::{Command, Engine, StepFailure};
+use super::{
+    Command, Engine, StepFailure,
+    resume::{self, Opened},
+};
 
 /// Output tokens for which room is made at the start.
 const OUTPUT_RESERVE: u32 = 1024;
@@ -16,24 +19,27 @@ const OUTPUT_RESERVE: u32 = 1024;
 impl Engine {
     /// Starts the waiting requests that fit. An error is a device error.
     pub(super) fn admit(&mut self) -> Result<(), String> {
-        let Self { scheduler, runner, shared, next_id, .. } = self;
+        let Self { scheduler, runner, shared, next_id, snapshots, .. } = self;
         let mut device_error = None;
         let mut has_failed = false;
         scheduler.admit(|waiting, blocks| {
             shared.release_waiting(blocks.len());
             let leader = SequenceId(*next_id);
             *next_id += blocks.len() as u64;
-            let mut end = None;
+            let (mut opened, mut end) = (Opened::default(), None);
             // The others get the state of the first one when the prompt is complete.
-            if let Err(error) = runner.open(blocks[0], waiting.request.cache) {
-                tracing::error!(request_id = waiting.request.request_id, %error, "cannot open a block");
-                end = Some(End::Failed(EngineFailure::Internal));
-                has_failed = true;
-                if let StepFailure::Device(reason) = error.into() {
-                    device_error = Some(reason);
+            match resume::open(runner, snapshots.as_mut(), shared, &waiting, blocks[0]) {
+                Ok(resumed) => opened = resumed,
+                Err(error) => {
+                    tracing::error!(request_id = waiting.request.request_id, %error, "cannot open a block");
+                    end = Some(End::Failed(EngineFailure::Internal));
+                    has_failed = true;
+                    if let StepFailure::Device(reason) = error.into() {
+                        device_error = Some(reason);
+                    }
                 }
             }
-            start(waiting, blocks, leader, end)
+            start(waiting, blocks, leader, opened, end)
         });
         match device_error {
             Some(reason) => return Err(reason),
@@ -97,7 +103,8 @@ impl Engine {
         let limit = self.shared.config.queue_timeout;
         let oldest = self.scheduler.waiting.iter().map(|waiting| waiting.arrived).min();
         let queue = oldest.filter(|_| !limit.is_zero()).map(|arrived| arrived + limit);
-        [queue, self.drain_deadline].into_iter().flatten().min()
+        let loading = self.scheduler.waiting.iter().filter_map(|waiting| waiting.loading_until).min();
+        [queue, loading, self.drain_deadline].into_iter().flatten().min()
     }
 }
 
@@ -114,17 +121,22 @@ fn start(
     waiting: WaitingRequest,
     blocks: Vec<locket_model::BlockId>,
     leader: SequenceId,
+    opened: Opened,
     end: Option<End>,
 ) -> impl Iterator<Item = Sequence> {
-    let WaitingRequest { request, sequences, arrived, seed, max_new, .. } = waiting;
+    let WaitingRequest { request, sequences, arrived, seed, max_new, chain, .. } = waiting;
     sequences.into_iter().zip(blocks).enumerate().map(move |(at, (sequence, block))| Sequence {
         id: SequenceId(leader.0 + at as u64),
         choice: sequence.choice,
         block,
         leader: (at > 0).then_some(leader),
-        num_cached: 0,
+        num_cached: if at == 0 { opened.cached_tokens } else { 0 },
         output_ids: Vec::with_capacity(max_new.min(OUTPUT_RESERVE) as usize),
         max_new,
+        chain: chain.clone(),
+        cached_tokens: opened.cached_tokens,
+        folded_tokens: opened.folded_tokens,
+        folded_before: opened.folded_tokens,
         sampler: SequenceSampler::new(&request, sequence.choice, seed),
         sampled: None,
         events: sequence.events,

@@ -17,6 +17,10 @@ fn request(sampling: SamplingParams) -> GenerationRequest {
         logprobs: None,
         cache: CacheSettings::full(64),
         priority: 0,
+        use_snapshots: false,
+        snapshot_at: None,
+        salt: Vec::new(),
+        require_exact: false,
     }
 }
 

@@ -228,8 +228,8 @@ fn draining_finishes_what_it_can_and_fails_the_rest() {
     };
     assert_eq!(stopped, Turn::Stopped);
     let last = |stream: &mut SequenceStream| std::iter::from_fn(|| stream.try_next()).last().unwrap();
-    assert!(matches!(last(&mut quick[0]), SequenceEvent::Finished(_)));
-    assert!(matches!(last(&mut waiting[0]), SequenceEvent::Finished(_)), "there was a block for it");
+    assert!(matches!(last(&mut quick[0]), SequenceEvent::Finished { .. }));
+    assert!(matches!(last(&mut waiting[0]), SequenceEvent::Finished { .. }), "there was a block for it");
     assert_eq!(last(&mut endless[0]), SequenceEvent::Failed(EngineFailure::ShuttingDown));
     bench.assert_empty();
 }
@@ -270,5 +270,6 @@ fn what_can_never_run_is_refused_at_once() {
     bench.run_until_idle();
     let events: Vec<_> = std::iter::from_fn(|| stream[0].try_next()).collect();
     assert_eq!(events.len(), 1 + 7 + 1);
-    assert_eq!(events.last(), Some(&SequenceEvent::Finished(FinishReason::Length)));
+    let end = SequenceEvent::Finished { reason: FinishReason::Length, folded_tokens: 0 };
+    assert_eq!(events.last(), Some(&end));
 }

@@ -35,7 +35,7 @@ fn a_failed_step_ends_its_sequences_and_nothing_else() {
         // The engine goes on.
         let mut good = bench.handle.submit(request(10, 5)).unwrap();
         bench.run_until_idle();
-        assert!(matches!(events(&mut good[0]).last(), Some(SequenceEvent::Finished(_))));
+        assert!(matches!(events(&mut good[0]).last(), Some(SequenceEvent::Finished { .. })));
         assert_eq!(bench.handle.status(), EngineStatus::Ready);
         assert!(bench.handle.is_ready());
         bench.assert_empty();

@@ -67,7 +67,7 @@ fn concurrent_submissions_never_exceed_the_queue() {
     drop(blocker);
     for streams in accepted {
         let events = read_all(&mut streams.unwrap()[0]);
-        assert!(matches!(events.last(), Some(SequenceEvent::Finished(_))));
+        assert!(matches!(events.last(), Some(SequenceEvent::Finished { .. })));
     }
     handle.drain();
     thread.join().unwrap();

@@ -119,6 +119,10 @@ impl Plan<'_> {
             logprobs: self.fields.logprobs,
             cache: self.bounds.cache.settings(cache.method, cache.slots, tokens),
             priority: self.fields.priority,
+            use_snapshots: true,
+            snapshot_at: None,
+            salt: Vec::new(),
+            require_exact: false,
         })
     }
 }

@@ -113,13 +113,17 @@ async fn generate(engine: &EngineHandle, prompt_ids: Vec<u32>, max_tokens: u32) 
         logprobs: None,
         cache: CacheSettings::full(capacity),
         priority: 0,
+        use_snapshots: false,
+        snapshot_at: None,
+        salt: Vec::new(),
+        require_exact: false,
     };
     let submitted = Instant::now();
     let mut stream = engine.submit(request)?.pop().context("the engine gave no stream")?;
     let mut tokens = Vec::with_capacity(max_tokens as usize);
     while let Some(event) = stream.next().await {
         match event {
-            SequenceEvent::Started { .. } | SequenceEvent::Finished(FinishReason::Length) => {}
+            SequenceEvent::Started { .. } | SequenceEvent::Finished { reason: FinishReason::Length, .. } => {}
             SequenceEvent::Token(_) => tokens.push(Instant::now()),
             other => bail!("the engine ended a sequence early: {other:?}"),
         }
