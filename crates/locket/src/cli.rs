@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     bench::{self, BenchArgs},
     config::{self, Config, SettingFlags, Sources},
+    eval::{self, EvalArgs},
     inspect, model_source, serve, telemetry,
     tune::{self, TuneArgs},
 };
@@ -37,6 +38,8 @@ enum Command {
     Config(ConfigArgs),
     /// Measure a running server, or with --offline the engine alone.
     Bench(Box<BenchArgs>),
+    /// Measure what cache methods cost: perplexity and recall on held-out text.
+    Eval(Box<EvalArgs>),
     /// Train what some cache methods need beside a model.
     Tune(TuneArgs),
 }
@@ -95,6 +98,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Config(args)) if args.reference => print(&config::reference_page()),
         Some(Command::Config(args)) => print(&configure(args.flags)?.to_toml()),
         Some(Command::Bench(args)) => bench::run(*args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Tune(args)) => print(&tune::run(args)?),
     }
 }

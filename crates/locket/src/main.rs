@@ -4,6 +4,7 @@ mod bench;
 mod cgroup;
 mod cli;
 mod config;
+mod eval;
 mod inspect;
 mod memory;
 mod model_source;

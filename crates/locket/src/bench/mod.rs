@@ -10,7 +10,7 @@ mod load;
 mod memory;
 mod offline;
 mod prompts;
-mod report;
+pub(crate) mod report;
 mod sse;
 mod stats;
 

@@ -13,10 +13,10 @@ use crate::config::value::about_bytes;
 
 /// Where and when a report was made.
 #[derive(Debug, Serialize)]
-pub(super) struct Header {
+pub(crate) struct Header {
     /// Name and version of the JSON's form.
     pub schema: &'static str,
-    /// `load` or `offline`.
+    /// `load`, `offline` or `eval`.
     pub kind: &'static str,
     /// UTC, ISO 8601.
     pub date: String,
@@ -30,7 +30,7 @@ pub(super) struct Header {
 
 /// The machine that ran this program.
 #[derive(Debug, Serialize)]
-pub(super) struct Machine {
+pub(crate) struct Machine {
     /// The processor's own name for itself.
     pub cpu: String,
     /// Processors that this program may use.
@@ -42,7 +42,7 @@ pub(super) struct Machine {
 }
 
 /// The header of a report made now.
-pub(super) fn header(kind: &'static str) -> Header {
+pub(crate) fn header(kind: &'static str) -> Header {
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let kinds = RefreshKind::nothing()
         .with_cpu(CpuRefreshKind::nothing())
