@@ -52,8 +52,19 @@ impl LearnedWeights {
 
     /// Bytes held in f32.
     pub fn num_bytes(&self) -> usize {
-        let inner = 2 * self.hidden * self.features + self.features * (1 + self.taps);
-        self.layers.len() * (inner + self.hidden) * size_of::<f32>()
+        let numbers = |layer: &LearnedLayer| {
+            let LearnedLayer { scale, dw, p1, b1, p2, b2, a } = layer;
+            [scale, dw, p1, b1, p2, b2, a].into_iter().map(Vec::len).sum::<usize>()
+        };
+        self.layers.iter().map(numbers).sum::<usize>() * size_of::<f32>()
+    }
+
+    /// Bytes of buffers in which `rows` tokens are scored: features, raw and scaled, with those before
+    /// them, the network's input, hidden units and scores.
+    fn workspace_bytes(&self, rows: usize) -> usize {
+        let outputs = self.layers.first().map_or(0, |layer| layer.b2.len());
+        let context = 2 * (rows + self.taps - 1) * self.features;
+        (context + rows * (2 * self.features + self.hidden + outputs)) * size_of::<f32>()
     }
 }
 
@@ -85,6 +96,14 @@ pub struct LococoWeights {
     pub kernel: usize,
     /// One set of weights per layer.
     pub layers: Vec<LococoLayer>,
+}
+
+impl LococoWeights {
+    /// Bytes held in f32.
+    pub fn num_bytes(&self) -> usize {
+        let numbers = |layer: &LococoLayer| layer.weight.len() + layer.bias.len() + 1;
+        self.layers.iter().map(numbers).sum::<usize>() * size_of::<f32>()
+    }
 }
 
 /// One layer's convolution.
@@ -162,6 +181,18 @@ impl SideCar {
             self.metadata.entry(key).or_insert(value);
         }
         self
+    }
+
+    /// Most bytes that a model with these weights holds beside what it holds without them, blocks
+    /// apart: the weights as read, the backend's copy in its own form, and the workspace of batches of
+    /// `max_batch_rows` rows. For the memory plan.
+    pub fn planned_bytes(&self, max_batch_rows: usize) -> u64 {
+        let learned = self
+            .learned
+            .as_ref()
+            .map_or(0, |weights| 2 * weights.num_bytes() + weights.workspace_bytes(max_batch_rows));
+        let lococo = self.lococo.as_ref().map_or(0, LococoWeights::num_bytes);
+        learned as u64 + lococo as u64
     }
 
     /// Whether the weights that `method` needs are here.
@@ -299,5 +330,48 @@ impl Reader<'_> {
             gate: gate.first().copied().unwrap_or(0.0),
         });
         Ok(LococoWeights { slots: 2 * mixed as u32, kernel, layers: layers.collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        kv_cache::{BlockClass, CachePlan, SideArrays, SlotType},
+        load::{Backend, BuildOptions, Checkpoint},
+        testing::{self, TinyLlama},
+    };
+
+    #[test]
+    fn what_a_model_holds_for_the_weights_was_planned() {
+        let folder = tempfile::tempdir().unwrap();
+        TinyLlama::default().write(folder.path()).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let geometry = CacheGeometry::of(&checkpoint.config);
+        let side_car = Arc::new(testing::side_car(geometry, 8, 1));
+        let held = |backend, max_batch_rows, side_car| {
+            let classes = vec![BlockClass { capacity: 32, blocks: 1 }];
+            let cache =
+                CachePlan { geometry, slot_type: SlotType::F32, side: SideArrays::default(), classes };
+            let options = BuildOptions { backend, cache, max_batch_rows, threads: 1, side_car };
+            let memory = checkpoint.build(&options).unwrap().memory();
+            memory.weights + memory.workspace
+        };
+        let as_read = side_car.learned.as_ref().unwrap().num_bytes() as u64
+            + side_car.lococo.as_ref().unwrap().num_bytes() as u64;
+        for rows in [1, 8, 200] {
+            let planned = side_car.planned_bytes(rows);
+            for backend in [Backend::Cpu, Backend::Reference] {
+                let more = held(backend, rows, Some(Arc::clone(&side_car))) - held(backend, rows, None);
+                assert!(
+                    as_read + more <= planned,
+                    "{backend:?}, {rows} rows: {as_read} + {more} > {planned}"
+                );
+                let is_close = backend == Backend::Reference || planned < 2 * (as_read + more);
+                assert!(is_close, "{rows} rows: {planned}, held {as_read} + {more}");
+            }
+        }
     }
 }
