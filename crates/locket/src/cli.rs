@@ -98,8 +98,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Config(args)) if args.reference => print(&config::reference_page()),
         Some(Command::Config(args)) => print(&configure(args.flags)?.to_toml()),
         Some(Command::Bench(args)) => bench::run(*args).map(|()| ExitCode::SUCCESS),
-        Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Tune(args)) => print(&tune::run(args)?),
+        Some(Command::Eval(args)) => eval::run(&args),
     }
 }
 
