@@ -1,7 +1,7 @@
 //! What is in which slot of one block: fill counts per layer, positions and side arrays per slot.
 
 use super::{
-    CacheGeometry, CacheSettings, FoldContext, LayerView, SideArrays, SlotMove, SlotReader,
+    CacheGeometry, CacheSettings, FoldContext, LayerView, Rotation, SideArrays, SlotMove, SlotReader,
     compaction::Frame, methods::lococo::Mixture,
 };
 use crate::Error;
@@ -232,14 +232,28 @@ impl BlockState {
         &self.kept[layer * size..(layer + 1) * size]
     }
 
-    /// Stores what the method keeps of queries from before they are rotated: `queries` are rows
-    /// `[rows, stride]` whose first `heads * head_dim` numbers count, the first row that layer's next.
-    pub fn keep_queries(&mut self, layer: usize, rows: usize, queries: &[f32], stride: usize) {
-        let Some(settings) = self.settings else { return };
-        let (geometry, first) = (self.geometry, self.seen[layer]);
-        let method = settings.method.fold_method();
+    /// Stores what the method keeps of the queries of the `rows` rows that were just appended to
+    /// `layer`: `[rows, stride]` whose first `heads * head_dim` numbers count, rotated.
+    pub fn keep_queries(
+        &mut self,
+        layer: usize,
+        rows: usize,
+        queries: &[f32],
+        stride: usize,
+        rotation: &Rotation,
+    ) {
+        let Some(settings) = self.settings.filter(|settings| settings.method.keeps_queries()) else { return };
+        let (geometry, frame) = (self.geometry, self.frame);
+        let (method, width) = (settings.method.fold_method(), geometry.num_heads * geometry.head_dim);
+        let first = self.seen[layer] - rows as u32;
         for (row, position) in (first..).take(rows).enumerate() {
-            method.keep_queries(geometry, position, &queries[row * stride..], self.kept_mut(layer));
+            if let Some(kept) = method.query_place(geometry, position) {
+                let kept = &mut self.kept_mut(layer)[kept];
+                kept.copy_from_slice(&queries[row * stride..][..width]);
+                for head in kept.chunks_exact_mut(geometry.head_dim) {
+                    rotation.undo(head, frame.position(position));
+                }
+            }
         }
     }
 

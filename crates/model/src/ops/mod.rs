@@ -127,8 +127,8 @@ pub trait Ops {
     /// RMS norm over `head_dim` of every query head (weight `q`) and key head (`k`) in [`Reg::Qkv`].
     fn head_norm(&mut self, step: &Self::Step, q: &Self::Weight, k: &Self::Weight) -> Result<(), Error>;
 
-    /// Takes from [`Reg::Qkv`] what the sequences' cache methods need of queries, keys and values before
-    /// they are rotated: scores of new tokens, latest queries.
+    /// Takes from [`Reg::Qkv`] what the sequences' cache methods need of keys and values before they are
+    /// rotated: the scores of new tokens.
     fn observe(&mut self, step: &Self::Step, layer: usize) -> Result<(), Error>;
 
     /// Rotates queries and keys in [`Reg::Qkv`] by their positions.

@@ -17,6 +17,10 @@ use serde_json::{Map, Value, json};
 use crate::{
     ModelConfig,
     config::hf,
+    kv_cache::{
+        CacheGeometry, SideCar,
+        side_car::{LearnedLayer, LearnedWeights, LococoLayer, LococoWeights},
+    },
     weights::names::{self, Naming, Part},
 };
 
@@ -111,6 +115,40 @@ impl TinyLlama {
 
 const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n\
     {{ message['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// Random weights of both trained cache methods; those of `lococo` are for `slots` slots.
+pub fn side_car(geometry: CacheGeometry, slots: u32, seed: u64) -> SideCar {
+    let mut random = SplitMix(seed);
+    let mut numbers = |count: usize, centre: f32, spread: f32| -> Vec<f32> {
+        (0..count).map(|_| centre + spread * random.symmetric()).collect()
+    };
+    let heads = geometry.num_kv_heads;
+    let (features, taps, hidden) = (2 * heads * geometry.head_dim, 5, 24);
+    let layer = |numbers: &mut dyn FnMut(usize, f32, f32) -> Vec<f32>| LearnedLayer {
+        scale: numbers(features, 1.0, 0.3),
+        dw: numbers(features * taps, 0.0, 0.5),
+        // What halves can hold, so that backends that store halves compute the same.
+        p1: numbers(hidden * 2 * features, 0.0, 0.3)
+            .into_iter()
+            .map(|number| half::f16::from_f32(number).to_f32())
+            .collect(),
+        b1: numbers(hidden, 0.0, 0.1),
+        p2: numbers(2 * heads * hidden, 0.0, 0.5),
+        b2: numbers(2 * heads, -5.0, 1.0),
+        a: numbers(2 * heads, 1.0, 0.2),
+    };
+    let layers = (0..geometry.num_layers).map(|_| layer(&mut numbers)).collect();
+    let learned = LearnedWeights { features, taps, hidden, layers };
+    let (mixed, kernel) = (slots as usize / 2, 5);
+    let layer = |numbers: &mut dyn FnMut(usize, f32, f32) -> Vec<f32>| LococoLayer {
+        weight: numbers(mixed * 2 * geometry.head_dim * kernel, 0.0, 0.2),
+        bias: numbers(mixed, 0.0, 0.1),
+        gate: 0.4,
+    };
+    let layers = (0..geometry.num_layers).map(|_| layer(&mut numbers)).collect();
+    let lococo = LococoWeights { slots, kernel, layers };
+    SideCar { learned: Some(learned), lococo: Some(lococo), ..SideCar::default() }
+}
 
 /// A tensor before it is written: shape and numbers.
 pub(crate) type Numbers = (Vec<usize>, Vec<f32>);

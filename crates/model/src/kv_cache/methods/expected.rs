@@ -65,12 +65,10 @@ impl FoldMethod for Expected {
         Ok(())
     }
 
-    fn keep_queries(&self, geometry: CacheGeometry, position: u32, queries: &[f32], kept: &mut [f32]) {
-        if position.is_multiple_of(STRIDE) {
-            let q_dim = geometry.num_heads * geometry.head_dim;
-            let at = (position / STRIDE) as usize % QUERIES * q_dim;
-            kept[at..at + q_dim].copy_from_slice(&queries[..q_dim]);
-        }
+    fn query_place(&self, geometry: CacheGeometry, position: u32) -> Option<std::ops::Range<usize>> {
+        let width = geometry.num_heads * geometry.head_dim;
+        let at = (position / STRIDE) as usize % QUERIES * width;
+        position.is_multiple_of(STRIDE).then_some(at..at + width)
     }
 }
 

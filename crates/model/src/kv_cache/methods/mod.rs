@@ -189,7 +189,9 @@ pub(crate) trait FoldMethod: Send + Sync {
         received
     }
 
-    /// Stores what the method keeps of a row's queries `[heads, head_dim]` from before they are
-    /// rotated, into the layer's numbers.
-    fn keep_queries(&self, _geometry: CacheGeometry, _position: u32, _queries: &[f32], _kept: &mut [f32]) {}
+    /// Where among the layer's numbers the un-rotated queries `[heads, head_dim]` of the row at absolute
+    /// position `position` are kept, if they are.
+    fn query_place(&self, _geometry: CacheGeometry, _position: u32) -> Option<std::ops::Range<usize>> {
+        None
+    }
 }

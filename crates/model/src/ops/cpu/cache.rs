@@ -307,6 +307,19 @@ impl Cache {
         }
     }
 
+    /// Keeps queries of rows that were just appended, if the block's method does.
+    pub(super) fn keep_queries(
+        &mut self,
+        block: BlockId,
+        layer: usize,
+        rows: usize,
+        queries: &[f32],
+        stride: usize,
+    ) {
+        let (state, rotation) = self.state_and_rotation(block);
+        state.keep_queries(layer, rows, queries, stride, rotation);
+    }
+
     /// What attention reports of a block's rows, if its method asks.
     pub(super) fn received_mode(&self, block: usize) -> Option<ReceivedMode> {
         match self.blocks[block].state.settings()?.method.received()? {

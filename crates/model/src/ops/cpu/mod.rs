@@ -193,6 +193,8 @@ impl CpuOps {
                 let first_row = rows.start;
                 let appended = self.cache.append(self.isa, sequence.block, layer, rows, scores, new)?;
                 *done += appended.rows;
+                let queries = &qkv.data[first_row * qkv.width..];
+                self.cache.keep_queries(sequence.block, layer, appended.rows, queries, qkv.width);
                 self.jobs.push(AttentionJob {
                     place: appended.place,
                     first_row,
@@ -438,9 +440,6 @@ impl Ops for CpuOps {
             let rows = sequence.rows.start as usize..sequence.rows.end as usize;
             let state = self.cache.state_mut(sequence.block);
             let Some(method) = state.settings().map(|settings| settings.method) else { continue };
-            if method.keeps_queries() {
-                state.keep_queries(layer, rows.len(), &qkv.data[rows.start * qkv.width..], qkv.width);
-            }
             if let (true, Some(scorer)) = (method.scores_rows(), &mut self.scorer) {
                 let count = rows.len();
                 let (state, rotation) = self.cache.state_and_rotation(sequence.block);

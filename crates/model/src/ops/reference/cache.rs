@@ -340,6 +340,7 @@ impl ReferenceOps {
         let memory = &blocks.classes[group.class];
         memory.append(group.block, layer, group.slot, &k, &v)?;
         let [keys, values] = memory.filled(group.block, group.count, layer, len)?;
+        self.keep_queries(step, layer, group, &q)?;
         let mask = self.group_mask(step, layer, group, len)?;
         let [keys, values] = [keys.to_dtype(self.dtype)?, values.to_dtype(self.dtype)?];
         let [out, weights] = self.attention(&q, &keys, &values, &mask)?;
@@ -372,6 +373,29 @@ impl ReferenceOps {
             }
         }
         self.mask_tensor(numbers, (group.count, kv_heads, group.rows, len))
+    }
+
+    /// Keeps queries `[count, heads, rows, head_dim]` of new rows for methods that look at them.
+    fn keep_queries(
+        &mut self,
+        step: &ReferenceStep,
+        layer: usize,
+        group: &Group,
+        q: &Tensor,
+    ) -> Result<(), Error> {
+        let context = self.fold_context.clone();
+        let (_, heads, rows, dim) = q.dims4()?;
+        let sequences = &step.sequences[group.sequence..group.sequence + group.count];
+        let blocks = self.blocks_mut()?;
+        for (i, sequence) in sequences.iter().enumerate() {
+            let state = blocks.state_mut(sequence.block)?;
+            if state.settings().is_some_and(|settings| settings.method.keeps_queries()) {
+                let queries = q.get(i)?.transpose(0, 1)?.contiguous()?.to_dtype(DType::F32)?;
+                let queries = queries.flatten_all()?.to_vec1::<f32>()?;
+                state.keep_queries(layer, rows, &queries, heads * dim, &context.rotation);
+            }
+        }
+        Ok(())
     }
 
     /// Adds the weights `[count, kv_heads, group, rows, slots]` to what slots received, for methods

@@ -91,9 +91,6 @@ impl ReferenceOps {
             if method.is_some_and(CacheMethod::scores_rows) {
                 self.score_rows(alike, layer)?;
             }
-            if method.is_some_and(CacheMethod::keeps_queries) {
-                self.keep_queries(alike, layer)?;
-            }
             first = end;
         }
         Ok(())
@@ -150,16 +147,5 @@ impl ReferenceOps {
         let order = Tensor::new(order.as_slice(), qkv.device())?;
         let keys = part(model.q_dim())?.index_select(&order, 2)?;
         Ok(Tensor::cat(&[&keys, &part(model.q_dim() + model.kv_dim())?], 2)?.flatten_from(1)?)
-    }
-
-    fn keep_queries(&mut self, sequences: &[BatchSequence], layer: usize) -> Result<(), Error> {
-        let q_dim = self.config.model.q_dim();
-        for sequence in sequences {
-            let (start, rows) = (sequence.rows.start as usize, sequence.rows.len());
-            let queries = self.get(Reg::Qkv)?.narrow(0, start, rows)?.narrow(1, 0, q_dim)?;
-            let queries = queries.contiguous()?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            self.blocks_mut()?.state_mut(sequence.block)?.keep_queries(layer, rows, &queries, q_dim);
-        }
-        Ok(())
     }
 }
