@@ -278,9 +278,6 @@ impl Model for FakeModel {
         if method == 1 {
             (settings.method, settings.ring, settings.sinks) =
                 (CacheMethod::Window, ring as u32, sinks as u32);
-        } else {
-            // A full block has as much room as its memory.
-            settings.slots = self.plan.capacity(id).unwrap_or(0);
         }
         self.open_block(id, settings)?;
         self.seen.lock().unwrap().imports += 1;

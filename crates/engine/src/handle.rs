@@ -6,7 +6,10 @@ use std::sync::{
     mpsc::{SyncSender, TrySendError},
 };
 
-use locket_model::{MemoryUse, ModelConfig, kv_cache::CachePlan};
+use locket_model::{
+    MemoryUse, ModelConfig,
+    kv_cache::{CacheMethod, CachePlan, CacheSettings},
+};
 
 use crate::{
     GenerationRequest, SubmitError,
@@ -206,7 +209,7 @@ impl EngineHandle {
         self.try_submit(request).inspect_err(|error| self.shared().metrics.rejected(error.kind()))
     }
 
-    fn try_submit(&self, request: GenerationRequest) -> Result<Vec<SequenceStream>, SubmitError> {
+    fn try_submit(&self, mut request: GenerationRequest) -> Result<Vec<SequenceStream>, SubmitError> {
         let shared = self.shared();
         match shared.status() {
             EngineStatus::Ready => {}
@@ -214,6 +217,7 @@ impl EngineHandle {
             EngineStatus::Dead => return Err(SubmitError::Dead),
         }
         let max_new = self.check_fit(&request)?;
+        self.take_whole_block(&mut request.cache);
         let count = request.n as usize;
         let full = || SubmitError::QueueFull { limit: shared.config.max_waiting };
         if !shared.reserve_waiting(count) {
@@ -249,6 +253,16 @@ impl EngineHandle {
                 (TrySendError::Disconnected(_), _) => SubmitError::ShuttingDown,
             }
         })
+    }
+
+    /// Lets a full block be as long as its class: how much room one turn asked for is then no part of
+    /// its state, and the next turn, which asks for more, can go on from it. Only a conversation that
+    /// outgrows its class is run again.
+    fn take_whole_block(&self, cache: &mut CacheSettings) {
+        if cache.method == CacheMethod::Full {
+            let capacities = self.shared().facts.cache.classes.iter().map(|class| class.capacity);
+            cache.slots = capacities.filter(|&capacity| capacity >= cache.slots).min().unwrap_or(cache.slots);
+        }
     }
 
     fn chain(&self, request: &GenerationRequest) -> Option<Arc<KeyChain>> {

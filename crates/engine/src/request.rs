@@ -19,7 +19,8 @@ pub struct GenerationRequest {
     pub sampling: SamplingParams,
     /// Number of alternatives to report per token; `None` reports no log-probabilities.
     pub logprobs: Option<u32>,
-    /// How the sequence uses its block; capacity covers `prompt + max_tokens` for `full`.
+    /// How the sequence uses its block; capacity covers `prompt + max_tokens` for `full`, which gets
+    /// all slots of the smallest class that has these.
     pub cache: CacheSettings,
     /// Lower is served earlier.
     pub priority: i32,

@@ -227,7 +227,7 @@ fn a_state_that_the_model_refuses_costs_only_time() {
     let mut bench = Bench::new(&[(512, 1)], remembering(1 << 20));
     let request = request(100, 5);
     let fingerprint = bench.engine.shared.fingerprint.unwrap();
-    let chain = KeyChain::new(&fingerprint, &request.cache, b"", &request.prompt_ids);
+    let chain = KeyChain::new(&fingerprint, &CacheSettings::full(512), b"", &request.prompt_ids);
     let tokens = request.prompt_ids[..70].to_vec();
     let snapshots = bench.engine.snapshots.as_mut().unwrap();
     snapshots.keep(chain.key(&tokens), tokens, chain.settings(), vec![7; 100], Moment::TurnEnd);
@@ -235,6 +235,34 @@ fn a_state_that_the_model_refuses_costs_only_time() {
     assert_eq!(metric(&bench.registry, "locket_snapshots_refused_total", Some("import_failed")), 1.0);
     assert_eq!(answer(&mut bench, request).1, 64, "the border");
     bench.assert_empty();
+}
+
+#[test]
+fn a_disk_that_does_not_answer_is_not_waited_for() {
+    let mut bench = Bench::new(&[(512, 1)], remembering(1 << 20));
+    let mut slow = [reader(&bench, request(100, 5))];
+    let Ok(crate::handle::Command::Submit(mut waiting)) = bench.engine.commands.try_recv() else {
+        panic!("it was submitted");
+    };
+    // As if a file was being read.
+    waiting.loading_until = Some(Duration::from_secs(10));
+    bench.engine.scheduler.enqueue(*waiting);
+    let mut other = [reader(&bench, request(50, 5))];
+    finish_all_but_waiting(&mut bench, &mut other);
+    assert_eq!(bench.handle.num_waiting(), 1, "the other one passes it");
+    bench.clock.advance(Duration::from_secs(10));
+    finish(&mut bench, &mut slow);
+    slow[0].check(false);
+    assert_eq!(metric(&bench.registry, "locket_snapshots_refused_total", Some("slow")), 1.0);
+    bench.assert_empty();
+}
+
+fn finish_all_but_waiting(bench: &mut Bench, readers: &mut [Reader]) {
+    bench.run_until_idle();
+    for reader in readers {
+        reader.read(usize::MAX);
+        reader.check(false);
+    }
 }
 
 #[test]

@@ -11,16 +11,15 @@
 //! left by a process that died and is swept.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use super::{
@@ -30,6 +29,8 @@ use super::{
     store::{Room, Snapshot},
 };
 use crate::metrics::SnapshotMetrics;
+
+mod start;
 
 /// Snapshots that may wait for the writer.
 const WRITE_QUEUE: usize = 8;
@@ -131,7 +132,7 @@ impl Disk {
         metrics: SnapshotMetrics,
         wake: impl Fn() + Send + 'static,
     ) -> io::Result<Self> {
-        let lock = take_directory(directory)?;
+        let lock = start::take_directory(directory)?;
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
             fingerprint,
@@ -337,48 +338,6 @@ impl Shared {
             }
         }
     }
-
-    /// Start: sweeps what is unfinished, indexes what is whole, and keeps to the bound.
-    fn scan(&self) -> io::Result<()> {
-        let mut found: Vec<(SystemTime, file::Header, u64)> = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
-            let path = entry?.path();
-            let has_suffix = |suffix| path.extension().is_some_and(|extension| extension == suffix);
-            if has_suffix(TEMPORARY_SUFFIX) && path.with_extension("").extension() == Some(SUFFIX.as_ref()) {
-                self.delete(&path);
-            }
-            if !has_suffix(SUFFIX) {
-                continue;
-            }
-            match file::read_header(&path, &self.fingerprint) {
-                // A renamed file would be looked for under another name.
-                Ok(header) if self.path(&header.key) != path => {
-                    self.refuse(&path, &Refusal::Foreign("its name is not its key's"));
-                }
-                Ok(header) => {
-                    let facts = fs::metadata(&path)?;
-                    let used = facts.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                    found.push((used, header, facts.len()));
-                }
-                Err(refusal) => self.refuse(&path, &refusal),
-            }
-        }
-        found.sort_by_key(|entry| entry.0);
-        let mut index = self.index();
-        for (_, header, bytes) in found {
-            index.insert(&header.key, FileFacts { bytes, image_len: header.image_len });
-        }
-        self.tell(&index);
-        tracing::info!(
-            directory = %self.directory.display(),
-            files = index.files.len(),
-            bytes = index.bytes,
-            "snapshots on disk"
-        );
-        drop(index);
-        self.shrink_to(self.bound);
-        Ok(())
-    }
 }
 
 fn temporary(path: &Path) -> PathBuf {
@@ -386,25 +345,6 @@ fn temporary(path: &Path) -> PathBuf {
     name.push(".");
     name.push(TEMPORARY_SUFFIX);
     name.into()
-}
-
-/// Makes the directory if need be, and takes its lock.
-fn take_directory(directory: &Path) -> io::Result<File> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let mode = fs::metadata(directory)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        let mode = format!("{mode:o}");
-        tracing::warn!(directory = %directory.display(), mode, "others may list the snapshots' directory");
-    }
-    let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).to_owned();
-    let lock = options.open(directory.join("lock"))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::Error(error)) => Err(error),
-        Err(fs::TryLockError::WouldBlock) => {
-            Err(io::Error::new(io::ErrorKind::ResourceBusy, "another server uses it"))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-use std::os::unix::fs::PermissionsExt as _;
+use std::{os::unix::fs::PermissionsExt as _, time::SystemTime};
 
 use locket_model::kv_cache::CacheSettings;
 use proptest::prelude::*;
@@ -58,6 +58,22 @@ fn order_of_use_outlives_a_restart() {
     let mut index = disk.shared.index();
     let left: Vec<bool> = keys.iter().map(|key| index.files.touch(key).is_some()).collect();
     assert_eq!(left, [true, true, false]);
+}
+
+#[test]
+fn a_busy_writer_drops_borders_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut disk = Disk::open(directory.path(), 1 << 20, FINGERPRINT, metrics(), || {}).unwrap();
+    // As if so many were queued already.
+    disk.shared.num_queued.store(WRITE_QUEUE - KEPT_FOR_ENDS, Ordering::SeqCst);
+    disk.write(Arc::new(snapshot(&[1], vec![0; 10])), false);
+    disk.write(Arc::new(snapshot(&[2], vec![0; 10])), true);
+    disk.shared.num_queued.store(WRITE_QUEUE, Ordering::SeqCst);
+    disk.write(Arc::new(snapshot(&[3], vec![0; 10])), true);
+    disk.close(Duration::from_secs(60));
+    let mut index = disk.shared.index();
+    let written = [1, 2, 3].map(|id| index.files.touch(&chain(&[id]).key(&[id])).is_some());
+    assert_eq!(written, [false, true, false]);
 }
 
 proptest! {
