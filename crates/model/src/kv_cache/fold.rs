@@ -300,3 +300,6 @@ fn fill_holes(head: usize, target: usize, keep: &mut [bool], moves: &mut Vec<Slo
         moves.push(SlotMove { head: head as u32, from: from as u32, to: hole as u32 });
     }
 }
+
+#[cfg(test)]
+mod tests;

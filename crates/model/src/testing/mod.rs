@@ -4,6 +4,8 @@
 
 #[cfg(test)]
 pub(crate) mod gguf;
+#[cfg(test)]
+pub(crate) mod scorer_fixture;
 
 use std::{
     collections::BTreeMap,

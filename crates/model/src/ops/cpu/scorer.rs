@@ -203,6 +203,7 @@ fn gelu(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::scorer_fixture::Fixture;
 
     #[test]
     fn gelu_is_candles() {
@@ -210,6 +211,35 @@ mod tests {
         let exact = Tensor::from_slice(&x, x.len(), &Device::Cpu).unwrap().gelu_erf().unwrap();
         for (x, exact) in x.iter().zip(exact.to_vec1::<f32>().unwrap()) {
             assert!((gelu(*x) - exact).abs() < 1e-6, "{x}");
+        }
+    }
+
+    /// Layers 0, 15 and 29 of a scorer for SmolLM2-135M against PyTorch, at once and in two parts.
+    #[test]
+    fn scores_are_those_of_the_fixture() {
+        let fixture = Fixture::read();
+        let mut team = Team::new(2).unwrap();
+        let side_car = &fixture.side_car;
+        let weights = side_car.learned.as_ref().unwrap();
+        let mut scorer = Scorer::new(weights, 64, 32).unwrap();
+        for layer in 0..3 {
+            let new = fixture.rows();
+            let mut run = |scorer: &mut Scorer, parts: &[std::ops::Range<usize>]| {
+                let mut tail = vec![0.0; weights.tail_len()];
+                let mut scores = Vec::new();
+                for rows in parts {
+                    scorer.gather(layer, rows.clone(), new, &Rotation::none(), &mut tail, 0);
+                    scorer.run(layer, rows.len(), &mut team, Isa::best()).unwrap();
+                    scores.extend_from_slice(&scorer.scores()[..rows.len() * 6]);
+                }
+                scores
+            };
+            let whole = run(&mut scorer, &[0..20]);
+            assert_eq!(run(&mut scorer, &[0..12, 12..20]), whole, "the tail carries what is needed");
+            for (i, score) in whole.iter().enumerate() {
+                let expected = fixture.expected(layer, i / 6, i % 6 / 2, i % 2);
+                assert!((score - expected).abs() < 1e-4, "layer {layer}: {score} {expected}");
+            }
         }
     }
 }

@@ -149,3 +149,25 @@ impl ReferenceOps {
         Ok(Tensor::cat(&[&keys, &part(model.q_dim() + model.kv_dim())?], 2)?.flatten_from(1)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::scorer_fixture::Fixture;
+
+    #[test]
+    fn scores_are_those_of_the_fixture() {
+        let fixture = Fixture::read();
+        let device = candle_core::Device::Cpu;
+        let scorers = scorers(Some(&fixture.side_car), &device).unwrap();
+        let features = Tensor::from_slice(&fixture.features, (1, 20, 384), &device).unwrap();
+        let tail = Tensor::zeros((1, 8, 384), DType::F32, &device).unwrap();
+        for (layer, scorer) in scorers.iter().enumerate() {
+            let scores = scorer.score(&tail, &features).unwrap().flatten_all().unwrap();
+            for (i, score) in scores.to_vec1::<f32>().unwrap().into_iter().enumerate() {
+                let expected = fixture.expected(layer, i / 6, i % 6 / 2, i % 2);
+                assert!((score - expected).abs() < 1e-4, "layer {layer}: {score} {expected}");
+            }
+        }
+    }
+}
