@@ -9,7 +9,7 @@ use crate::{
     decoder::Decoder,
     error::{Error, Result},
     gradients::softmax,
-    mixture::{self, LayerMixture, Selection},
+    mixture::{self, LayerMixture, SelectedRows, Selection},
     parameters::{Gradients, Leaves, Parameters},
     recipe::{Kind, TrainingBatch},
     settings::LococoSettings,
@@ -156,24 +156,18 @@ impl<'a> BlockStream<'a> {
         let per_layer = received.len() / self.caches.len();
         let layers: Vec<&[f32]> = received.chunks_exact(per_layer).collect();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let (slots, device) = (self.slots, self.decoder.device());
-        std::thread::scope(|scope| {
+        let slots = self.slots;
+        let select = |received: &&[f32]| SelectedRows::new(received, n, slots);
+        let rows = std::thread::scope(|scope| {
             let groups = layers.chunks(layers.len().div_ceil(threads));
             let workers: Vec<_> = groups
-                .map(|group| {
-                    scope.spawn(move || {
-                        let select = |received: &&[f32]| Selection::new(received, n, slots, device);
-                        group.iter().map(select).collect::<Result<Vec<_>>>()
-                    })
-                })
+                .map(|group| scope.spawn(move || group.iter().map(select).collect::<Vec<_>>()))
                 .collect();
-            let mut selections = Vec::new();
-            for worker in workers {
-                let stopped = |_| candle_core::Error::Msg("a selection thread stopped".into());
-                selections.extend(worker.join().map_err(stopped)??);
-            }
-            Ok(selections)
-        })
+            let stopped = |_| candle_core::Error::Msg("a selection thread stopped".into());
+            let rows = workers.into_iter().map(|worker| worker.join().map_err(stopped));
+            rows.collect::<candle_core::Result<Vec<_>>>()
+        })?;
+        Selection::upload(&rows.concat(), self.decoder.device())
     }
 
     /// Attention's output `[b, heads, len, head_dim]` and what every entry received.

@@ -54,26 +54,50 @@ pub(crate) struct Selection {
     picks: Tensor,
 }
 
-impl Selection {
+/// A [`Selection`] on the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SelectedRows {
+    exact: Vec<u32>,
+    rest: Vec<u32>,
+    picks: Vec<u32>,
+}
+
+impl SelectedRows {
     /// Chooses by `received`, one `n` per batch row and KV head: attention in the last block.
-    pub(crate) fn new(received: &[f32], n: usize, slots: usize, device: &Device) -> Result<Self> {
-        let mixed = mixed_slots(slots);
-        let exact_slots = slots - mixed;
-        let (mut exact, mut rest, mut picks) = (Vec::new(), Vec::new(), Vec::new());
+    pub(crate) fn new(received: &[f32], n: usize, slots: usize) -> Self {
+        let exact_slots = slots - mixed_slots(slots);
+        let mut rows = Self::default();
         for (head, received) in received.chunks_exact(n).enumerate() {
             let mut order: Vec<usize> = (0..n).collect();
             order.sort_unstable_by(|&a, &b| received[b].total_cmp(&received[a]).then(a.cmp(&b)));
             let push = |to: &mut Vec<u32>, entries: &[usize]| {
-                let mut entries: Vec<u32> = entries.iter().map(|&at| (head * n + at) as u32).collect();
-                entries.sort_unstable();
-                to.extend(entries);
+                let start = to.len();
+                to.extend(entries.iter().map(|&at| (head * n + at) as u32));
+                to[start..].sort_unstable();
             };
-            push(&mut exact, &order[..exact_slots]);
-            push(&mut rest, &order[exact_slots..]);
-            push(&mut picks, &order[exact_slots..slots]);
+            push(&mut rows.exact, &order[..exact_slots]);
+            push(&mut rows.rest, &order[exact_slots..]);
+            push(&mut rows.picks, &order[exact_slots..slots]);
         }
-        let tensor = |rows: Vec<u32>| Tensor::from_vec(rows.clone(), rows.len(), device);
-        Ok(Self { exact: tensor(exact)?, rest: tensor(rest)?, picks: tensor(picks)? })
+        rows
+    }
+}
+
+impl Selection {
+    /// Brings the selections of all layers to the device, in one transfer.
+    pub(crate) fn upload(layers: &[SelectedRows], device: &Device) -> Result<Vec<Self>> {
+        let parts = layers.iter().flat_map(|layer| [&layer.exact, &layer.rest, &layer.picks]);
+        let all: Vec<u32> = parts.flatten().copied().collect();
+        let all = Tensor::new(all, device)?;
+        let mut start = 0;
+        let mut part = |rows: &[u32]| {
+            start += rows.len();
+            all.narrow(0, start - rows.len(), rows.len())
+        };
+        let selections = layers.iter().map(|layer| {
+            Ok(Self { exact: part(&layer.exact)?, rest: part(&layer.rest)?, picks: part(&layer.picks)? })
+        });
+        selections.collect()
     }
 }
 

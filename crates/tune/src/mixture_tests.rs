@@ -21,9 +21,14 @@ fn parameters() -> Parameters {
     Parameters([("w", w), ("b", b), ("g", g)].map(parameter).into())
 }
 
+fn select(received: &[f32], n: usize) -> Selection {
+    let rows = SelectedRows::new(received, n, 4);
+    Selection::upload(&[rows], &Device::Cpu).unwrap().remove(0)
+}
+
 fn compress(parameters: &Parameters, order: KeyOrder) -> (Leaves, Tensor, Tensor) {
     let leaves = parameters.leaves(0).unwrap();
-    let selection = Selection::new(&[2.0, 0.3, 0.9, 0.1, 1.4, 0.6], 6, 4, &Device::Cpu).unwrap();
+    let selection = select(&[2.0, 0.3, 0.9, 0.1, 1.4, 0.6], 6);
     let mixture = LayerMixture::of(&leaves).unwrap();
     let (keys, values) = mixture.compress(&entries(&KEYS), &entries(&VALUES), &selection, order).unwrap();
     (leaves, keys, values)
@@ -80,7 +85,7 @@ fn interleaved_keys_are_read_in_half_split_order() {
     let keys = normal(&[2, 3, 9, 4], 1.0, &mut random(1, 1, 1), &Device::Cpu).unwrap();
     let values = normal(&[2, 3, 9, 4], 1.0, &mut random(1, 1, 2), &Device::Cpu).unwrap();
     let received: Vec<f32> = (0..54).map(|i| (i * 17 % 23) as f32).collect();
-    let selection = Selection::new(&received, 9, 4, &Device::Cpu).unwrap();
+    let selection = select(&received, 9);
     let leaves = parameters.leaves(0).unwrap();
     let mixture = LayerMixture::of(&leaves).unwrap();
     let order = KeyOrder::Interleaved { rotary_dim: 4 };
