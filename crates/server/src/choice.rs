@@ -12,6 +12,7 @@ use locket_processor::{Processor, TextDelta, TextOptions, TextStream};
 use crate::{
     generation::GenerationFields,
     openai::{FinishReason, StopReason},
+    turns::TurnRecorder,
 };
 
 /// What the text side needs to know about tokens.
@@ -58,6 +59,8 @@ pub(crate) struct Delta {
     pub(crate) tokens: Vec<ReleasedToken>,
     /// Tokens generated so far.
     pub(crate) completion_tokens: u32,
+    /// Tokens folded so far.
+    pub(crate) folded_tokens: u32,
 }
 
 /// A token that belongs to the answer.
@@ -78,6 +81,8 @@ pub(crate) struct Finish {
     pub(crate) stop_reason: Option<StopReason>,
     /// Tokens generated in all, those of a stop string included, the stop token not.
     pub(crate) completion_tokens: u32,
+    /// Tokens that some layer no longer holds in slots of their own.
+    pub(crate) folded_tokens: u32,
 }
 
 /// The text side of one choice.
@@ -89,6 +94,9 @@ pub(crate) struct ChoiceText {
     keep_special_tokens: bool,
     unreleased: VecDeque<ReleasedToken>,
     completion_tokens: u32,
+    folded_tokens: u32,
+    /// Where the turn is remembered when it has ended.
+    recorder: Option<TurnRecorder>,
 }
 
 impl ChoiceText {
@@ -103,23 +111,37 @@ impl ChoiceText {
             keep_special_tokens: fields.keep_special_tokens,
             unreleased: VecDeque::new(),
             completion_tokens: 0,
+            folded_tokens: 0,
+            recorder: None,
         }
     }
 
-    /// Takes the next event of the engine; `None` is a stream that broke off. Appends what the
-    /// client gets to know, and returns whether more may follow.
-    pub(crate) fn advance(&mut self, event: Option<SequenceEvent>, out: &mut VecDeque<ChoiceEvent>) -> bool {
+    /// Remembers the turn when it has ended.
+    pub(crate) fn recorded_by(self, recorder: Option<TurnRecorder>) -> Self {
+        Self { recorder, ..self }
+    }
+
+    /// Takes the next event of the engine, which has folded `folded_tokens` by then; `None` is a
+    /// stream that broke off. Appends what the client gets to know, and returns whether more may follow.
+    pub(crate) fn advance(
+        &mut self,
+        event: Option<SequenceEvent>,
+        folded_tokens: u32,
+        out: &mut VecDeque<ChoiceEvent>,
+    ) -> bool {
+        self.folded_tokens = folded_tokens;
         match event {
             Some(SequenceEvent::Started { cached_tokens, .. }) => {
                 out.push_back(ChoiceEvent::Started { cached_tokens });
                 true
             }
             Some(SequenceEvent::Token(token)) => self.push_token(token, out),
-            Some(SequenceEvent::Finished { reason, .. }) => {
+            Some(SequenceEvent::Finished { reason, folded_tokens }) => {
+                self.folded_tokens = folded_tokens;
                 let delta = self.text.finish();
                 let found = self.release(delta, out);
                 let finish = found.map_or_else(|| self.finish_of(reason), |stop| self.stopped_by(stop));
-                out.push_back(ChoiceEvent::Finished(finish));
+                self.end(finish, out);
                 false
             }
             Some(SequenceEvent::Failed(failure)) => {
@@ -141,21 +163,34 @@ impl ChoiceText {
         self.unreleased.push_back(ReleasedToken { sampled, is_hidden });
         match self.release(delta, out) {
             Some(stop) => {
-                out.push_back(ChoiceEvent::Finished(self.stopped_by(stop)));
+                let finish = self.stopped_by(stop);
+                self.end(finish, out);
                 false
             }
             None => true,
         }
     }
 
+    fn end(&mut self, finish: Finish, out: &mut VecDeque<ChoiceEvent>) {
+        if let Some(recorder) = self.recorder.take() {
+            recorder.finish(self.tokens.as_ref());
+        }
+        out.push_back(ChoiceEvent::Finished(finish));
+    }
+
     /// Hands out a delta and returns the stop string that it ended with, if any.
     fn release(&mut self, delta: TextDelta, out: &mut VecDeque<ChoiceEvent>) -> Option<usize> {
         let count = delta.released_tokens.min(self.unreleased.len());
         if count > 0 || !delta.text.is_empty() {
+            let tokens: Vec<ReleasedToken> = self.unreleased.drain(..count).collect();
+            if let Some(recorder) = &mut self.recorder {
+                recorder.push(&delta.text, tokens.iter().map(|token| token.sampled.id));
+            }
             out.push_back(ChoiceEvent::Delta(Delta {
                 text: delta.text,
-                tokens: self.unreleased.drain(..count).collect(),
+                tokens,
                 completion_tokens: self.completion_tokens,
+                folded_tokens: self.folded_tokens,
             }));
         }
         delta.stopped
@@ -166,6 +201,7 @@ impl ChoiceText {
             reason: FinishReason::Stop,
             stop_reason: self.stop.get(stop).cloned().map(StopReason::Text),
             completion_tokens: self.completion_tokens,
+            folded_tokens: self.folded_tokens,
         }
     }
 
@@ -177,7 +213,12 @@ impl ChoiceText {
             }
             EngineFinish::Length => (FinishReason::Length, None),
         };
-        Finish { reason, stop_reason, completion_tokens: self.completion_tokens }
+        Finish {
+            reason,
+            stop_reason,
+            completion_tokens: self.completion_tokens,
+            folded_tokens: self.folded_tokens,
+        }
     }
 }
 
@@ -205,8 +246,9 @@ fn choice_events(
             if let Some(event) = pending.pop_front() {
                 return Some(((index, event), (sequence, text, pending)));
             }
-            let event = sequence.as_mut()?.next().await;
-            if !text.advance(event, &mut pending)
+            let events = sequence.as_mut()?;
+            let event = events.next().await;
+            if !text.advance(event, events.folded_tokens(), &mut pending)
                 && let Some(sequence) = sequence.take()
             {
                 sequence.finish();
@@ -252,9 +294,9 @@ pub(crate) mod tests {
         let started = SequenceEvent::Started { queue_time: Duration::ZERO, cached_tokens: 0 };
         let events = std::iter::once(started)
             .chain(ids.iter().map(|id| SequenceEvent::Token(token(*id))))
-            .chain(std::iter::once(SequenceEvent::Finished { reason: end, folded_tokens: 0 }));
+            .chain(std::iter::once(SequenceEvent::Finished { reason: end, folded_tokens: 3 }));
         for event in events {
-            if !text.advance(Some(event), &mut out) {
+            if !text.advance(Some(event), 2, &mut out) {
                 break;
             }
         }
@@ -287,7 +329,8 @@ pub(crate) mod tests {
         assert_eq!((text.as_str(), released), ("ab", ids("ab")));
         assert_eq!(finish.reason, FinishReason::Stop);
         assert_eq!(finish.stop_reason, Some(StopReason::Text("END".into())));
-        assert_eq!(finish.completion_tokens, 5);
+        // As far as the engine was when the text ended.
+        assert_eq!((finish.completion_tokens, finish.folded_tokens), (5, 2));
 
         let fields = GenerationFields { include_stop: true, ..fields };
         let (text, released, _) = joined(&run(&fields, &ids("abENDxyz"), EngineFinish::Length));
@@ -308,7 +351,7 @@ pub(crate) mod tests {
         let end = |token_id| joined(&run(&fields, &ids("a"), EngineFinish::Stop { token_id })).2;
         assert_eq!(end(7).stop_reason, Some(StopReason::Token(7)));
         assert_eq!(end(256).stop_reason, None);
-        assert_eq!(end(256).completion_tokens, 1);
+        assert_eq!((end(256).completion_tokens, end(256).folded_tokens), (1, 3));
     }
 
     #[test]
@@ -324,7 +367,7 @@ pub(crate) mod tests {
     fn a_stream_that_breaks_off_is_a_failure() {
         let mut out = VecDeque::new();
         let mut text = ChoiceText::new(Arc::new(Bytes::new()), &GenerationFields::default());
-        assert!(!text.advance(None, &mut out));
+        assert!(!text.advance(None, 0, &mut out));
         assert_eq!(out, [ChoiceEvent::Failed(EngineFailure::Internal)]);
     }
 

@@ -1,12 +1,13 @@
 //! What the operator decides about the HTTP interface. Values are checked once, by
 //! [`ServerConfig::check`]; the binary fills this from its own configuration.
 
+mod cache_bounds;
+
 use std::time::Duration;
 
-use locket_model::{
-    kv_cache::{CacheMethod, CacheSettings},
-    load::GenerationDefaults,
-};
+use locket_model::load::GenerationDefaults;
+
+pub use cache_bounds::CacheBounds;
 
 /// Settings of the server.
 #[derive(Debug, Clone)]
@@ -33,53 +34,17 @@ pub struct ServerConfig {
     pub keep_alive: Duration,
     /// How long running requests may go on after the shutdown signal.
     pub drain_timeout: Duration,
-    /// How sequences use their cache block, unless the request says otherwise.
-    pub cache: CacheDefaults,
+    /// How sequences use their cache block, and what requests may say about it.
+    pub cache: CacheBounds,
+    /// Most bytes of generated turns that are remembered: an answer that a client sends back is then
+    /// made of the tokens that were sampled, not of those that its text gives. 0 turns it off.
+    pub turn_memory_bytes: usize,
     /// Sampling defaults of the checkpoint.
     pub generation: GenerationDefaults,
     /// Version string of the server.
     pub version: String,
     /// Digest of the weights and their quantisation, for `system_fingerprint`.
     pub fingerprint: String,
-}
-
-/// How sequences use their cache block by default, and what a request may ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheDefaults {
-    /// Method of requests that name none.
-    pub method: CacheMethod,
-    /// Slots that survive a fold (`M`), for methods of a fixed size.
-    pub slots: u32,
-    /// Slots filled between folds (`B`); `None`: a quarter of the slots, 64 to 128.
-    pub ring: Option<u32>,
-    /// First tokens that always survive.
-    pub sinks: u32,
-    /// Most slots that a request may ask for.
-    pub max_slots: u32,
-}
-
-impl CacheDefaults {
-    /// Fewest slots that a request may ask for: the sinks and at least one recent token.
-    pub(crate) fn min_slots(&self) -> u32 {
-        self.sinks.saturating_add(1)
-    }
-
-    /// How a sequence of at most `tokens` tokens uses its block. One that never fills the block
-    /// keeps everything, whatever the method.
-    pub(crate) fn settings(&self, method: CacheMethod, slots: u32, tokens: u32) -> CacheSettings {
-        let ring = self.ring.unwrap_or_else(|| (slots / 4).clamp(64, 128));
-        match method {
-            CacheMethod::Full => CacheSettings::full(tokens),
-            _ if tokens <= slots.saturating_add(ring) => CacheSettings::full(tokens),
-            _ => CacheSettings { method, slots, ring, sinks: self.sinks },
-        }
-    }
-}
-
-impl Default for CacheDefaults {
-    fn default() -> Self {
-        Self { method: CacheMethod::Full, slots: 1024, ring: None, sinks: 4, max_slots: 4096 }
-    }
 }
 
 impl Default for ServerConfig {
@@ -96,7 +61,8 @@ impl Default for ServerConfig {
             cors_origins: Vec::new(),
             keep_alive: Duration::from_secs(15),
             drain_timeout: Duration::from_secs(30),
-            cache: CacheDefaults::default(),
+            cache: CacheBounds::default(),
+            turn_memory_bytes: 16 << 20,
             generation: GenerationDefaults::default(),
             version: env!("CARGO_PKG_VERSION").into(),
             fingerprint: String::new(),
@@ -139,13 +105,10 @@ impl ServerConfig {
         if self.max_body_bytes == 0 {
             return fail("max_body_bytes", "must be at least 1");
         }
-        if self.cache.slots < self.cache.min_slots() || self.cache.ring == Some(0) {
-            return fail("cache", "needs more slots than sinks, and a ring of at least 1");
-        }
         if self.cors_origins.iter().any(|origin| axum::http::HeaderValue::from_str(origin).is_err()) {
             return fail("cors_origins", "must hold origins such as https://chat.example.org");
         }
-        Ok(())
+        self.cache.check()
     }
 }
 
@@ -160,15 +123,5 @@ mod tests {
         assert_eq!(bad.check().expect_err("too many").key, "max_n");
         let bad = ServerConfig { served_model_names: Vec::new(), ..ServerConfig::default() };
         assert_eq!(bad.check().expect_err("no name").key, "served_model_names");
-    }
-
-    #[test]
-    fn short_sequences_never_fold() {
-        let cache = CacheDefaults::default();
-        assert_eq!(cache.settings(CacheMethod::Full, 8, 5000), CacheSettings::full(5000));
-        assert_eq!(cache.settings(CacheMethod::Window, 256, 320), CacheSettings::full(320));
-        let folding = cache.settings(CacheMethod::Window, 256, 321);
-        assert_eq!((folding.slots, folding.ring, folding.sinks), (256, 64, 4));
-        assert_eq!(cache.settings(CacheMethod::Window, 1024, 5000).ring, 128);
     }
 }

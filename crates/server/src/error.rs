@@ -43,6 +43,8 @@ pub enum ErrorKind {
     UnsupportedValue,
     /// Prompt and answer do not fit into the context.
     ContextLengthExceeded,
+    /// An exact answer was asked for, but the prompt does not fit without folding.
+    ExactLengthExceeded,
     /// No model of that name is served.
     ModelNotFound,
     /// No such route or object.
@@ -80,7 +82,7 @@ pub struct ErrorRow {
 
 impl ErrorKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::InvalidJson,
         Self::InvalidType,
         Self::MissingRequiredParameter,
@@ -96,6 +98,7 @@ impl ErrorKind {
         Self::UnsupportedParameter,
         Self::UnsupportedValue,
         Self::ContextLengthExceeded,
+        Self::ExactLengthExceeded,
         Self::ModelNotFound,
         Self::NotFound,
         Self::MethodNotAllowed,
@@ -129,6 +132,7 @@ impl ErrorKind {
             Self::UnsupportedParameter => invalid(400, "unsupported_parameter"),
             Self::UnsupportedValue => invalid(400, "unsupported_value"),
             Self::ContextLengthExceeded => invalid(400, "context_length_exceeded"),
+            Self::ExactLengthExceeded => invalid(400, "exact_length_exceeded"),
             Self::ModelNotFound => invalid(404, "model_not_found"),
             Self::NotFound => invalid(404, "not_found"),
             Self::MethodNotAllowed => invalid(405, "method_not_allowed"),
@@ -206,7 +210,12 @@ impl ApiError {
                 Self::field(ErrorKind::InvalidValue, param, format!("The request can never run: {reason}."))
             }
             SubmitError::NotExact { .. } => {
-                Self::field(ErrorKind::InvalidValue, param, format!("No exact answer: {error}."))
+                let param = "locket.require_exact";
+                Self::field(
+                    ErrorKind::ExactLengthExceeded,
+                    param,
+                    format!("The request is refused: {error}."),
+                )
             }
             SubmitError::ShuttingDown => Self::shutting_down(),
             SubmitError::Dead => Self::internal("the engine is not running"),

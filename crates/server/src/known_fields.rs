@@ -39,8 +39,6 @@ pub(crate) enum Shape {
     Boolean,
     /// Up to 512 bytes.
     Text,
-    /// 1 to 128 bytes.
-    Salt,
     /// An object of any content.
     Object,
     /// One of these.
@@ -52,7 +50,6 @@ impl Shape {
         match self {
             Self::Boolean => field.boolean().map(drop),
             Self::Text => field.bounded_string(512).map(drop),
-            Self::Salt => field.short_string(128).map(drop),
             Self::Object => field.object().map(drop),
             Self::OneOf(allowed) => field.one_of(allowed).map(drop),
         }
@@ -150,7 +147,7 @@ const GENERATION: &[Row] = &[
     ("truncate_prompt_tokens", Honoured),
     ("priority", Honoured),
     ("request_id", Honoured),
-    ("cache_salt", Accepted(Shape::Salt)),
+    ("cache_salt", Honoured),
     ("best_of", Limited),
     ("use_beam_search", Limited),
     ("length_penalty", Limited),

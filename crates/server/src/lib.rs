@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 
 mod blocking;
+mod chat_ids;
 mod choice;
 pub mod config;
 pub mod error;
@@ -24,6 +25,7 @@ mod routes;
 mod run;
 pub mod state;
 mod stream;
+mod turns;
 
 use std::{future::IntoFuture as _, io, time::Duration};
 
@@ -43,7 +45,7 @@ use tower_http::{
     normalize_path::NormalizePathLayer,
 };
 
-pub use config::{CacheDefaults, ConfigError, ServerConfig};
+pub use config::{CacheBounds, ConfigError, ServerConfig};
 pub use error::{ApiError, ErrorKind, ErrorRow};
 pub use state::{AppState, SetupError};
 

@@ -23,13 +23,28 @@ pub(crate) fn new_id(prefix: &str) -> String {
 }
 
 /// Token counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Usage {
     pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
     pub(crate) total_tokens: u64,
     pub(crate) prompt_tokens_details: PromptDetails,
     pub(crate) completion_tokens_details: CompletionDetails,
+    pub(crate) locket: LocketUsage,
+}
+
+/// What became of the tokens in the cache: our extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct LocketUsage {
+    /// Nothing was folded: every token was computed with exact attention.
+    pub(crate) exact: bool,
+    /// Tokens that some layer no longer holds in slots of their own; the most of any choice.
+    pub(crate) folded_tokens: u64,
+    /// Cache method.
+    pub(crate) method: &'static str,
+    /// Slots that survive a fold; absent for `full`, which never folds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) slots: Option<u32>,
 }
 
 /// Parts of the prompt.
@@ -47,13 +62,19 @@ pub(crate) struct CompletionDetails {
 
 impl Usage {
     /// Counts with their sum.
-    pub(crate) fn new(prompt_tokens: u64, completion_tokens: u64, cached_tokens: u64) -> Self {
+    pub(crate) fn new(
+        prompt_tokens: u64,
+        completion_tokens: u64,
+        cached_tokens: u64,
+        locket: LocketUsage,
+    ) -> Self {
         Self {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptDetails { cached_tokens, image_tokens: 0 },
             completion_tokens_details: CompletionDetails::default(),
+            locket,
         }
     }
 }
@@ -218,6 +239,28 @@ pub(crate) struct ModelCard<'a> {
     pub(crate) root: &'a str,
     pub(crate) parent: Option<&'a str>,
     pub(crate) max_model_len: u32,
+    pub(crate) locket: ModelExtension<'a>,
+}
+
+/// What requests may say in `locket`, and what they get if they say nothing: our extension.
+#[derive(Debug, Serialize)]
+pub(crate) struct ModelExtension<'a> {
+    pub(crate) kv_cache: CacheCard<'a>,
+    pub(crate) require_exact: bool,
+}
+
+/// Defaults and limits of `locket.kv_cache`.
+#[derive(Debug, Serialize)]
+pub(crate) struct CacheCard<'a> {
+    pub(crate) method: &'a str,
+    /// Methods that requests may name.
+    pub(crate) methods: Vec<&'static str>,
+    /// Slots that survive a fold, of requests that name none.
+    pub(crate) slots: u32,
+    /// Slots filled between folds, for that many slots.
+    pub(crate) ring: u32,
+    pub(crate) min_slots: u32,
+    pub(crate) max_slots: u32,
 }
 
 /// Answer of `/v1/models`.

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::{
     blocking,
+    chat_ids::{self, ChatWishes, PromptIds},
     error::{ApiError, ErrorKind, clip},
     state::AppState,
 };
@@ -52,6 +53,19 @@ fn from_processor(error: &ProcessorError, param: &'static str) -> ApiError {
     }
 }
 
+/// What is wanted of a conversation beside its ids.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ChatNeeds {
+    /// Count at most so many tokens of instructions.
+    pub(crate) most_pinned: u32,
+    /// Find the place in front of the answer's header.
+    pub(crate) wants_snapshot: bool,
+    /// The tokenizer's own additions.
+    pub(crate) add_special_tokens: bool,
+    /// Whose remembered turns may be used.
+    pub(crate) salt: Vec<u8>,
+}
+
 /// Renders a conversation and tokenises it.
 ///
 /// # Errors
@@ -59,20 +73,26 @@ fn from_processor(error: &ProcessorError, param: &'static str) -> ApiError {
 pub(crate) async fn encode_chat(
     state: &AppState,
     chat: ChatPrompt,
-    add_special_tokens: bool,
-) -> Result<Vec<u32>, ApiError> {
+    needs: ChatNeeds,
+) -> Result<PromptIds, ApiError> {
     let documents = chat.documents.iter().flatten();
     let bytes = chat.messages.iter().chain(documents).chain(chat.kwargs.values()).map(text_bytes).sum();
-    let ids = run(state, "messages", bytes, move |processor| {
-        let text = processor.render_chat(&chat)?;
-        processor.encode(&text, add_special_tokens)
+    let turns = state.turns().cloned();
+    let prompt = run(state, "messages", bytes, move |processor| {
+        let wishes = ChatWishes {
+            turns: turns.as_deref().map(|turns| (turns, needs.salt.as_slice())),
+            most_pinned: needs.most_pinned,
+            wants_snapshot: needs.wants_snapshot,
+            add_special_tokens: needs.add_special_tokens,
+        };
+        chat_ids::encode(processor, chat, wishes)
     })
     .await?;
-    if ids.is_empty() {
+    if prompt.ids.is_empty() {
         let message = "`messages` renders to an empty prompt.";
         return Err(ApiError::field(ErrorKind::InvalidValue, "messages", message));
     }
-    Ok(ids)
+    Ok(prompt)
 }
 
 /// Tokenises a text prompt. One without tokens is the start token alone.

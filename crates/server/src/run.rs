@@ -9,6 +9,7 @@ use axum::{
 use futures_util::StreamExt as _;
 
 use crate::{
+    chat_ids::PromptIds,
     choice::{self, ChoiceEvent, ChoiceEvents, ChoiceText, Finish, ReleasedToken, TokenTable},
     error::ApiError,
     fields::IgnoredFields,
@@ -18,6 +19,7 @@ use crate::{
     prompt,
     state::AppState,
     stream::UsageCounter,
+    turns::TurnRecorder,
 };
 
 /// The running choices of a request.
@@ -54,7 +56,7 @@ impl Job {
         request_id: &str,
         fields: &GenerationFields,
         source: PromptSource,
-        mut prompts: Vec<Vec<u32>>,
+        mut prompts: Vec<PromptIds>,
     ) -> Result<Self, ApiError> {
         let plan = Plan {
             fields,
@@ -66,24 +68,29 @@ impl Job {
         let eos_token_ids = state.processor().eos_token_ids();
         let sampling = sampling(fields, state.config().generation, eos_token_ids, bad_words);
         let mut requests = Vec::with_capacity(prompts.len());
-        for prompt_ids in &mut prompts {
-            plan.truncate(prompt_ids);
-            requests.push(plan.request(request_id, prompt_ids.clone(), sampling.clone())?);
+        for prompt in &mut prompts {
+            plan.truncate(prompt);
+            requests.push(plan.request(request_id, prompt, sampling.clone())?);
         }
         let tokens: Arc<dyn TokenTable> = Arc::<locket_processor::Processor>::clone(state.processor());
         let mut choices = Vec::new();
-        for request in requests {
+        for (request, prompt) in requests.into_iter().zip(&mut prompts) {
+            let turn = prompt.turn.take().zip(state.turns());
+            let recorder = || {
+                turn.as_ref().map(|(prefix, memory)| TurnRecorder::new(Arc::clone(memory), prefix.clone()))
+            };
             let sequences = state
                 .engine()
                 .submit(request)
                 .map_err(|error| ApiError::from_submit(&error, blamed_field(fields)))?;
-            let texts = sequences
-                .into_iter()
-                .map(|sequence| (sequence, ChoiceText::new(Arc::clone(&tokens), fields)));
+            let texts = sequences.into_iter().map(|sequence| {
+                (sequence, ChoiceText::new(Arc::clone(&tokens), fields).recorded_by(recorder()))
+            });
             choices.extend(texts);
         }
+        let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|prompt| prompt.ids).collect();
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-        let counter = UsageCounter::new(&lengths, fields.choices());
+        let counter = UsageCounter::new(&lengths, fields.choices(), fields.cache(&state.bounds().cache));
         Ok(Self { prompts, choices: choice::interleave(choices), counter })
     }
 
@@ -123,7 +130,7 @@ impl Job {
 fn blamed_field(fields: &GenerationFields) -> &'static str {
     if fields.choices() > 1 {
         "n"
-    } else if fields.cache.is_some() {
+    } else if fields.locket.cache.is_some() {
         "locket.kv_cache"
     } else {
         "max_tokens"

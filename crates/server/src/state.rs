@@ -18,6 +18,7 @@ use crate::{
     generation::{Bounds, CacheChoice},
     limits::Permits,
     metrics::HttpMetrics,
+    turns::TurnMemory,
 };
 
 /// Why the server cannot be set up.
@@ -45,6 +46,7 @@ struct Shared {
     registry: Registry,
     metrics: HttpMetrics,
     permits: Permits,
+    turns: Option<Arc<TurnMemory>>,
     is_draining: AtomicBool,
     created: u64,
 }
@@ -66,10 +68,11 @@ impl AppState {
             vocab_size: u32::try_from(processor.vocab_size()).unwrap_or(u32::MAX),
             max_model_len: config.max_model_len,
             max_n: config.max_n,
-            cache: config.cache,
+            cache: config.cache.clone(),
         };
         let metrics = HttpMetrics::register(&registry)?;
         let permits = Permits::new(config.max_concurrent_requests);
+        let turns = (config.turn_memory_bytes > 0).then(|| TurnMemory::new(config.turn_memory_bytes));
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
@@ -79,6 +82,7 @@ impl AppState {
                 registry,
                 metrics,
                 permits,
+                turns: turns.map(Arc::new),
                 is_draining: AtomicBool::new(false),
                 created: unix_seconds(),
             }),
@@ -115,6 +119,11 @@ impl AppState {
         &self.shared.permits
     }
 
+    /// Generated turns, if they are remembered.
+    pub(crate) fn turns(&self) -> Option<&Arc<TurnMemory>> {
+        self.shared.turns.as_ref()
+    }
+
     /// When the server was set up, in Unix seconds: `created` of the models.
     pub(crate) fn created(&self) -> u64 {
         self.shared.created
@@ -133,18 +142,9 @@ impl AppState {
     }
 
     /// `system_fingerprint` of a request: changes when the text for a fixed seed could change.
-    pub(crate) fn fingerprint(&self, cache: Option<CacheChoice>) -> String {
+    pub(crate) fn fingerprint(&self, cache: CacheChoice) -> String {
         let config = &self.shared.config;
-        let cache = cache.unwrap_or_else(|| CacheChoice::default_of(&config.cache));
-        let parts = format!(
-            "{}|{}|{}|{}|{:?}|{}",
-            config.fingerprint,
-            config.version,
-            cache.method.name(),
-            cache.slots,
-            config.cache.ring,
-            config.cache.sinks,
-        );
+        let parts = format!("{}|{}|{}", config.fingerprint, config.version, cache.describe(&config.cache));
         format!("fp_{:016x}", fnv1a(parts.as_bytes()))
     }
 }

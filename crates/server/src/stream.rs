@@ -15,10 +15,10 @@ use serde::Serialize;
 use crate::{
     choice::{ChoiceEvent, ChoiceEvents, Delta, Finish},
     error::ApiError,
-    generation::StreamOptions,
+    generation::{CacheChoice, StreamOptions},
     limits::Permit,
     metrics::HttpMetrics,
-    openai::Usage,
+    openai::{LocketUsage, Usage},
 };
 
 /// Bytes of events that are ready to be sent.
@@ -69,23 +69,28 @@ pub(crate) struct UsageCounter {
     choices_per_prompt: u32,
     cached_tokens: Vec<u64>,
     completion_tokens: Vec<u64>,
+    /// The most of any choice.
+    folded_tokens: u64,
+    cache: CacheChoice,
 }
 
 impl UsageCounter {
     /// Nothing generated yet. `prompt_lengths` has one entry per prompt.
-    pub(crate) fn new(prompt_lengths: &[usize], choices_per_prompt: u32) -> Self {
+    pub(crate) fn new(prompt_lengths: &[usize], choices_per_prompt: u32, cache: CacheChoice) -> Self {
         let choices = prompt_lengths.len() * choices_per_prompt as usize;
         Self {
             prompt_tokens: prompt_lengths.iter().map(|length| *length as u64).sum(),
             choices_per_prompt: choices_per_prompt.max(1),
             cached_tokens: vec![0; prompt_lengths.len()],
             completion_tokens: vec![0; choices],
+            folded_tokens: 0,
+            cache,
         }
     }
 
     /// Takes an event into account.
     pub(crate) fn count(&mut self, index: u32, event: &ChoiceEvent) {
-        let tokens = match event {
+        let (tokens, folded_tokens) = match event {
             ChoiceEvent::Started { cached_tokens } => {
                 let prompt = (index / self.choices_per_prompt) as usize;
                 if let Some(cached) = self.cached_tokens.get_mut(prompt) {
@@ -93,10 +98,11 @@ impl UsageCounter {
                 }
                 return;
             }
-            ChoiceEvent::Delta(delta) => delta.completion_tokens,
-            ChoiceEvent::Finished(finish) => finish.completion_tokens,
+            ChoiceEvent::Delta(delta) => (delta.completion_tokens, delta.folded_tokens),
+            ChoiceEvent::Finished(finish) => (finish.completion_tokens, finish.folded_tokens),
             ChoiceEvent::Failed(_) => return,
         };
+        self.folded_tokens = self.folded_tokens.max(u64::from(folded_tokens));
         if let Some(count) = self.completion_tokens.get_mut(index as usize) {
             *count = u64::from(tokens);
         }
@@ -105,7 +111,13 @@ impl UsageCounter {
     /// Totals so far.
     pub(crate) fn usage(&self) -> Usage {
         let completion_tokens = self.completion_tokens.iter().sum();
-        Usage::new(self.prompt_tokens, completion_tokens, self.cached_tokens.iter().sum())
+        let locket = LocketUsage {
+            exact: self.folded_tokens == 0,
+            folded_tokens: self.folded_tokens,
+            method: self.cache.method.name(),
+            slots: self.cache.folds().then_some(self.cache.slots),
+        };
+        Usage::new(self.prompt_tokens, completion_tokens, self.cached_tokens.iter().sum(), locket)
     }
 }
 
@@ -225,7 +237,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{limits::Permits, openai::FinishReason};
+    use crate::{config::CacheBounds, limits::Permits, openai::FinishReason};
+
+    fn counter(prompt_lengths: &[usize], choices_per_prompt: u32) -> UsageCounter {
+        let cache = CacheChoice::default_of(&CacheBounds::default());
+        UsageCounter::new(prompt_lengths, choices_per_prompt, cache)
+    }
 
     /// A route that shows nothing.
     struct Silent;
@@ -254,7 +271,7 @@ mod tests {
         let response = respond(StreamParts {
             choices: stream::select_all([events]),
             chunks: Silent,
-            counter: UsageCounter::new(&[1], 1),
+            counter: counter(&[1], 1),
             options: StreamOptions::default(),
             keep_alive: Duration::from_millis(1),
             metrics: HttpMetrics::register(&prometheus::Registry::new()).expect("an empty registry"),
@@ -295,7 +312,7 @@ mod tests {
 
     #[test]
     fn usage_counts_each_prompt_and_each_choice_once() {
-        let mut counter = UsageCounter::new(&[10, 5], 2);
+        let mut counter = counter(&[10, 5], 2);
         for index in 0..4 {
             counter.count(index, &ChoiceEvent::Started { cached_tokens: 3 });
             counter.count(index, &ChoiceEvent::Delta(Delta { completion_tokens: 1, ..Delta::default() }));
@@ -306,9 +323,12 @@ mod tests {
                 reason: FinishReason::Length,
                 stop_reason: None,
                 completion_tokens: 7,
+                folded_tokens: 9,
             }),
         );
-        assert_eq!(counter.usage(), Usage::new(15, 10, 6));
+        let usage = counter.usage();
+        let locket = LocketUsage { exact: false, folded_tokens: 9, method: "full", slots: None };
+        assert_eq!(usage, Usage::new(15, 10, 6, locket));
     }
 
     #[test]
@@ -316,7 +336,7 @@ mod tests {
         let on = StreamOptions { include_usage: true, ..StreamOptions::default() };
         assert_eq!(usage_key(StreamOptions::default(), None), None);
         assert_eq!(usage_key(on, None), Some(None));
-        let usage = Usage::new(1, 1, 0);
+        let usage = counter(&[1], 1).usage();
         assert_eq!(usage_key(StreamOptions::default(), Some(usage)), Some(Some(usage)));
     }
 }

@@ -1,8 +1,8 @@
 //! The fields that chat and completions share: parsed and checked one by one.
 
-use super::CacheChoice;
+use super::{CacheChoice, LocketFields, cache};
 use crate::{
-    config::CacheDefaults,
+    config::CacheBounds,
     error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
 };
@@ -19,7 +19,7 @@ pub(crate) struct Bounds {
     /// Largest `n`.
     pub(crate) max_n: u32,
     /// Cache settings and their limits.
-    pub(crate) cache: CacheDefaults,
+    pub(crate) cache: CacheBounds,
 }
 
 impl Bounds {
@@ -75,7 +75,8 @@ pub(crate) struct GenerationFields {
     pub(crate) priority: i32,
     pub(crate) request_id: Option<String>,
     pub(crate) best_of: Option<u32>,
-    pub(crate) cache: Option<CacheChoice>,
+    pub(crate) cache_salt: Option<String>,
+    pub(crate) locket: LocketFields,
     /// Alternatives per token; set by the route, whose fields for it differ.
     pub(crate) logprobs: Option<u32>,
 }
@@ -147,7 +148,8 @@ impl GenerationFields {
                     return Err(field.unsupported("there is no beam search"));
                 }
             }
-            "locket" => self.cache = Some(CacheChoice::read(field, &bounds.cache)?),
+            "cache_salt" => self.cache_salt = Some(cache::read_salt(field)?),
+            "locket" => self.locket = LocketFields::read(field, &bounds.cache)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -164,7 +166,23 @@ impl GenerationFields {
             let message = "`best_of` must equal `n`: no other choices are generated.";
             return Err(ApiError::field(best_of_kind, "best_of", message));
         }
+        if let Some((outer, inner)) = self.cache_salt.as_ref().zip(self.locket.cache_salt.as_ref())
+            && outer != inner
+        {
+            let message = "`cache_salt` and `locket.cache_salt` are different; give one of them.";
+            return Err(ApiError::field(ErrorKind::InvalidValue, "cache_salt", message));
+        }
         Ok(())
+    }
+
+    /// How the sequence uses its block, apart from what follows from its prompt.
+    pub(crate) fn cache(&self, bounds: &CacheBounds) -> CacheChoice {
+        self.locket.cache.unwrap_or_else(|| CacheChoice::default_of(bounds))
+    }
+
+    /// Who shares snapshots and remembered turns with this request: those with the same bytes.
+    pub(crate) fn salt(&self) -> &[u8] {
+        self.cache_salt.as_ref().or(self.locket.cache_salt.as_ref()).map_or(&[], String::as_bytes)
     }
 
     /// `n`.
@@ -294,7 +312,7 @@ pub(crate) fn test_bounds() -> Bounds {
         vocab_size: 300,
         max_model_len: 128,
         max_n: 16,
-        cache: CacheDefaults::default(),
+        cache: CacheBounds::default(),
     }
 }
 
@@ -394,6 +412,7 @@ mod tests {
             (json!({"use_beam_search": true}), UnsupportedParameter, "use_beam_search"),
             (json!({"length_penalty": 2}), UnsupportedParameter, "length_penalty"),
             (json!({"cache_salt": ""}), EmptyString, "cache_salt"),
+            (json!({"cache_salt": "a", "locket": {"cache_salt": "b"}}), InvalidValue, "cache_salt"),
             (json!({"user": "u".repeat(513)}), StringAboveMaxLength, "user"),
             (json!({"prompt_logprobs": 0}), UnsupportedParameter, "prompt_logprobs"),
             (json!({"structured_outputs": {}}), UnsupportedParameter, "structured_outputs"),

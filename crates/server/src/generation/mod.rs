@@ -4,7 +4,7 @@ mod cache;
 mod fields;
 mod plan;
 
-pub(crate) use cache::CacheChoice;
+pub(crate) use cache::{CacheChoice, LocketFields};
 pub(crate) use fields::{Bounds, GenerationFields, StreamOptions, is_request_id};
 pub(crate) use plan::{Plan, PromptSource, sampling};
 

@@ -1,10 +1,16 @@
 //! Prompt ids and fields to the engine's request: lengths, defaults, stop tokens, cache.
 
 use locket_engine::{GenerationRequest, SamplingParams};
-use locket_model::load::GenerationDefaults;
+use locket_model::{
+    kv_cache::{CacheMethod, CacheSettings},
+    load::GenerationDefaults,
+};
 
 use super::{Bounds, CacheChoice, GenerationFields};
-use crate::error::{ApiError, ErrorKind};
+use crate::{
+    chat_ids::PromptIds,
+    error::{ApiError, ErrorKind},
+};
 
 /// Which field holds the prompt, for errors about its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,13 +54,23 @@ pub(crate) struct Plan<'a> {
 impl Plan<'_> {
     /// Keeps the last tokens of a prompt if the request says so. -1 keeps what fits beside the
     /// answer; where no length is named, that is the default, at most half the context.
-    pub(crate) fn truncate(&self, prompt_ids: &mut Vec<u32>) {
+    pub(crate) fn truncate(&self, prompt: &mut PromptIds) {
         let Some(keep) = self.fields.truncate_prompt_tokens else { return };
-        let limit = self.bounds.max_model_len;
+        let limit = self.limit();
         let answer = self.fields.max_tokens.unwrap_or_else(|| self.default_max_tokens.min(limit / 2));
         let room = limit.saturating_sub(answer).max(1);
         let keep = usize::try_from(keep).unwrap_or(room as usize);
-        prompt_ids.drain(..prompt_ids.len().saturating_sub(keep));
+        prompt.truncate_front(keep);
+    }
+
+    fn cache(&self) -> CacheChoice {
+        self.fields.cache(&self.bounds.cache)
+    }
+
+    /// Longest prompt plus answer: a method that keeps every token ends where its block does.
+    fn limit(&self) -> u32 {
+        let limit = self.bounds.max_model_len;
+        if self.cache().folds() { limit } else { limit.min(self.bounds.cache.max_full_len) }
     }
 
     /// The longest answer of this prompt in tokens.
@@ -62,7 +78,7 @@ impl Plan<'_> {
     /// # Errors
     /// 400 `context_length_exceeded` with all numbers.
     pub(crate) fn max_tokens(&self, prompt_tokens: usize) -> Result<u32, ApiError> {
-        let limit = self.bounds.max_model_len;
+        let limit = self.limit();
         let asked = self.fields.max_tokens;
         let total = (prompt_tokens as u64).saturating_add(u64::from(asked.unwrap_or(1)));
         if total <= u64::from(limit) {
@@ -78,13 +94,53 @@ impl Plan<'_> {
             None => format!("the prompt has {prompt_tokens} tokens, which leaves none for the answer"),
         };
         let param = self.source.param();
-        Err(ApiError::field(
-            ErrorKind::ContextLengthExceeded,
-            param,
-            format!(
-                "This model's context is {limit} tokens, but {request}. Shorten `{param}` or the answer."
-            ),
-        ))
+        let mut message =
+            format!("This model's context is {limit} tokens, but {request}. Shorten `{param}` or the answer");
+        if limit < self.bounds.max_model_len {
+            message.push_str(", or name a method in `locket.kv_cache.method` that folds");
+        }
+        message.push('.');
+        Err(ApiError::field(ErrorKind::ContextLengthExceeded, param, message))
+    }
+
+    /// Whether the answer must end, or the request fail, before anything is folded.
+    fn requires_exact(&self) -> bool {
+        self.fields.locket.require_exact.unwrap_or(self.bounds.cache.require_exact)
+    }
+
+    /// Refuses a prompt that would be folded where that is not allowed.
+    fn check_exact(&self, prompt_tokens: usize, settings: &CacheSettings) -> Result<(), ApiError> {
+        let slots = settings.slots;
+        if !settings.folds() || !self.requires_exact() || prompt_tokens <= slots as usize {
+            return Ok(());
+        }
+        let (param, cache) = (self.source.param(), &self.bounds.cache);
+        let mut fixes = vec![format!("shorten `{param}`")];
+        if prompt_tokens <= cache.max_slots as usize && settings.method != CacheMethod::Lococo {
+            fixes.push(format!("raise `locket.kv_cache.slots` (at most {})", cache.max_slots));
+        }
+        if cache.allowed.contains(&CacheMethod::Full) && prompt_tokens < cache.max_full_len as usize {
+            fixes.push("name the method `full`".into());
+        }
+        fixes.push("set `locket.require_exact` to false".into());
+        let message = format!(
+            "The prompt has {prompt_tokens} tokens, but attention is exact for {slots} only, and an exact \
+             answer is required: {}.",
+            fixes.join(", or ")
+        );
+        Err(ApiError::field(ErrorKind::ExactLengthExceeded, param, message))
+    }
+
+    /// How the sequence of a prompt uses its block. One that can never fold keeps everything in a
+    /// block of its own size, whatever the method; but a chat that comes back, longer, needs its
+    /// own method's snapshots.
+    fn settings(&self, prompt: &PromptIds, tokens: u32) -> CacheSettings {
+        let choice = self.cache();
+        let comes_back = self.source == PromptSource::Messages && self.bounds.cache.snapshots;
+        if tokens <= choice.slots && !comes_back {
+            return CacheSettings::full(tokens);
+        }
+        choice.settings(&self.bounds.cache, tokens, prompt.pinned)
     }
 
     fn check_min_tokens(&self, max_tokens: u32) -> Result<u32, ApiError> {
@@ -100,16 +156,18 @@ impl Plan<'_> {
     /// The engine's request for one prompt.
     ///
     /// # Errors
-    /// As [`Self::max_tokens`].
+    /// As [`Self::max_tokens`]; 400 `exact_length_exceeded`.
     pub(crate) fn request(
         &self,
         request_id: &str,
-        prompt_ids: Vec<u32>,
+        prompt: &PromptIds,
         sampling: SamplingParams,
     ) -> Result<GenerationRequest, ApiError> {
+        let prompt_ids = prompt.ids.clone();
         let max_tokens = self.max_tokens(prompt_ids.len())?;
         let tokens = (prompt_ids.len() as u32).saturating_add(max_tokens).min(self.bounds.max_model_len);
-        let cache = self.fields.cache.unwrap_or_else(|| CacheChoice::default_of(&self.bounds.cache));
+        let cache = self.settings(prompt, tokens);
+        self.check_exact(prompt_ids.len(), &cache)?;
         Ok(GenerationRequest {
             request_id: request_id.to_owned(),
             prompt_ids,
@@ -117,12 +175,12 @@ impl Plan<'_> {
             max_tokens,
             sampling,
             logprobs: self.fields.logprobs,
-            cache: self.bounds.cache.settings(cache.method, cache.slots, tokens),
+            cache,
             priority: self.fields.priority,
-            use_snapshots: true,
-            snapshot_at: None,
-            salt: Vec::new(),
-            require_exact: false,
+            use_snapshots: self.bounds.cache.snapshots,
+            snapshot_at: prompt.snapshot_at,
+            salt: self.fields.salt().to_vec(),
+            require_exact: self.requires_exact(),
         })
     }
 }
@@ -229,9 +287,16 @@ mod tests {
                 default_max_tokens: 40,
                 source: PromptSource::Prompt,
             };
-            let mut ids: Vec<u32> = (0..200).collect();
-            plan.truncate(&mut ids);
-            (ids.len(), ids.last().copied())
+            let mut prompt = PromptIds {
+                pinned: 20,
+                snapshot_at: Some(150),
+                ..PromptIds::from((0..200).collect::<Vec<u32>>())
+            };
+            plan.truncate(&mut prompt);
+            let cut = 200 - prompt.ids.len() as u32;
+            assert_eq!(prompt.pinned, 20u32.saturating_sub(cut));
+            assert_eq!(prompt.snapshot_at, (cut < 150).then(|| 150 - cut));
+            (prompt.ids.len(), prompt.ids.last().copied())
         };
         assert_eq!(truncated(None, None), (200, Some(199)));
         assert_eq!(truncated(Some(5), None), (5, Some(199)));

@@ -7,13 +7,16 @@ use axum::{
 };
 
 use crate::{
+    config::CacheBounds,
     error::{ApiError, ErrorKind, clip},
-    openai::{ModelCard, ModelList},
+    openai::{CacheCard, ModelCard, ModelExtension, ModelList},
     state::AppState,
 };
 
 fn card<'a>(state: &'a AppState, name: &'a str) -> ModelCard<'a> {
     let config = state.config();
+    let cache = &config.cache;
+    let slots = cache.default_slots(cache.method);
     ModelCard {
         id: name,
         object: "model",
@@ -22,6 +25,17 @@ fn card<'a>(state: &'a AppState, name: &'a str) -> ModelCard<'a> {
         root: &config.model_root,
         parent: None,
         max_model_len: config.max_model_len,
+        locket: ModelExtension {
+            kv_cache: CacheCard {
+                method: cache.method.name(),
+                methods: cache.allowed.iter().map(|method| method.name()).collect(),
+                slots,
+                ring: cache.ring(slots),
+                min_slots: CacheBounds::MIN_SLOTS,
+                max_slots: cache.max_slots,
+            },
+            require_exact: cache.require_exact,
+        },
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     known_fields::Route,
     layers::RequestContext,
     limits::{self, Admitted},
-    prompt,
+    prompt::{self, ChatNeeds},
     run::with_ignored_fields,
     state::AppState,
 };
@@ -75,7 +75,11 @@ pub(crate) async fn tokenize(
     let tokens = match (request.messages, request.prompt) {
         (Some(messages), _) => {
             let chat = ChatPrompt { messages, ..request.template.into_prompt() };
-            prompt::encode_chat(&state, chat, request.add_special_tokens.unwrap_or(false)).await?
+            let needs = ChatNeeds {
+                add_special_tokens: request.add_special_tokens.unwrap_or(false),
+                ..ChatNeeds::default()
+            };
+            prompt::encode_chat(&state, chat, needs).await?.ids
         }
         (None, text) => {
             let text = text.unwrap_or_default();

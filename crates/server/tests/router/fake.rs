@@ -2,6 +2,7 @@
 //! position, so every answer is known beforehand.
 
 use std::{
+    collections::HashMap,
     path::Path,
     sync::{Arc, Condvar, Mutex},
 };
@@ -13,8 +14,8 @@ use axum::{
 };
 use locket_engine::{EngineConfig, EngineThread};
 use locket_model::{
-    Batch, BlockId, Error, MemoryUse, Model, ModelConfig,
-    kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SlotType},
+    Batch, BlockId, Error, MemoryUse, Model, ModelConfig, TokenScore,
+    kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SideArrays, SlotType},
     load::Checkpoint,
 };
 use locket_processor::Processor;
@@ -76,6 +77,16 @@ struct ScriptedModel {
     config: ModelConfig,
     plan: CachePlan,
     gate: Arc<Gate>,
+    /// Settings and tokens of the open blocks.
+    blocks: HashMap<BlockId, (CacheSettings, u32)>,
+    /// Settings of the exported blocks.
+    exported: Mutex<Vec<CacheSettings>>,
+}
+
+impl ScriptedModel {
+    fn block(&self, block: BlockId) -> Result<(CacheSettings, u32), Error> {
+        self.blocks.get(&block).copied().ok_or_else(|| Error::InvalidBatch("the block is closed".into()))
+    }
 }
 
 impl Model for ScriptedModel {
@@ -91,6 +102,14 @@ impl Model for ScriptedModel {
         self.gate.pass();
         if batch.ids.contains(&DEVICE_ERROR) {
             return Err(Error::Device("unplugged".into()));
+        }
+        for sequence in &batch.sequences {
+            let (_, len) = self.blocks.get_mut(&sequence.block).expect("an open block");
+            assert_eq!(
+                batch.positions[sequence.rows.start as usize], *len,
+                "rows go on where the block ends"
+            );
+            *len += sequence.rows.len() as u32;
         }
         let script = script();
         logits.clear();
@@ -109,15 +128,46 @@ impl Model for ScriptedModel {
         Ok(())
     }
 
-    fn open_block(&mut self, _block: BlockId, _settings: CacheSettings) -> Result<(), Error> {
+    fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
+        self.blocks.insert(block, (settings, 0));
         Ok(())
     }
 
-    fn copy_block(&mut self, _from: BlockId, _to: BlockId) -> Result<(), Error> {
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), Error> {
+        let state = self.block(from)?;
+        self.blocks.insert(to, state);
         Ok(())
     }
 
-    fn close_block(&mut self, _block: BlockId) {}
+    fn close_block(&mut self, block: BlockId) {
+        self.blocks.remove(&block);
+    }
+
+    /// Where the settings are kept, and the number of tokens.
+    fn export_block(&self, block: BlockId) -> Result<Vec<u8>, Error> {
+        let (settings, len) = self.block(block)?;
+        let mut exported = self.exported.lock().expect("no panics");
+        let index = exported.len() as u32;
+        exported.push(settings);
+        Ok([index.to_le_bytes(), len.to_le_bytes()].concat())
+    }
+
+    fn import_block(&mut self, block: BlockId, image: &[u8]) -> Result<(), Error> {
+        let (words, _) = image.as_chunks::<4>();
+        let [index, len] = words else { return Err(Error::InvalidBatch("a broken image".into())) };
+        let settings = self.exported.lock().expect("no panics")[u32::from_le_bytes(*index) as usize];
+        self.blocks.insert(block, (settings, u32::from_le_bytes(*len)));
+        Ok(())
+    }
+
+    fn folded_tokens(&self, block: BlockId) -> u32 {
+        let Some((settings, len)) = self.blocks.get(&block) else { return 0 };
+        if settings.folds() && *len > settings.capacity() { len - settings.slots } else { 0 }
+    }
+
+    fn score_tokens(&mut self, _: &Batch, _: &[u32], _: &mut Vec<TokenScore>) -> Result<(), Error> {
+        Err(Error::InvalidBatch("nothing here scores".into()))
+    }
 
     fn max_batch_rows(&self) -> usize {
         512
@@ -151,12 +201,24 @@ impl TestServer {
         let plan = CachePlan {
             geometry: CacheGeometry::of(&model_config),
             slot_type: SlotType::F16,
+            side: SideArrays::default(),
             classes: vec![BlockClass { capacity: 512, blocks }],
         };
         let gate = Arc::new(Gate::default());
-        let model = ScriptedModel { config: model_config, plan, gate: Arc::clone(&gate) };
+        let model = ScriptedModel {
+            config: model_config,
+            plan,
+            gate: Arc::clone(&gate),
+            blocks: HashMap::new(),
+            exported: Mutex::default(),
+        };
         let registry = prometheus::Registry::new();
-        let engine_config = EngineConfig { max_waiting: 32, ..EngineConfig::default() };
+        let engine_config = EngineConfig {
+            max_waiting: 32,
+            snapshot_memory_bytes: if config.cache.snapshots { 1 << 20 } else { 0 },
+            snapshot_interval: 64,
+            ..EngineConfig::default()
+        };
         let (engine, thread) =
             locket_engine::start(Box::new(model), engine_config, &registry).expect("the engine starts");
         let config = ServerConfig {

@@ -24,7 +24,7 @@ use crate::{
     layers::RequestContext,
     limits::{self, Admitted},
     openai::{Stamp, new_id},
-    prompt,
+    prompt::{self, ChatNeeds},
     run::{self, Job},
     state::{AppState, unix_seconds},
 };
@@ -42,16 +42,22 @@ pub(crate) async fn create(
     drop(body);
     let messages = std::mem::take(&mut chat.messages);
     let prompt = ChatPrompt { messages, ..std::mem::take(&mut chat.template).into_prompt() };
-    let add_special_tokens = chat.generation.add_special_tokens.unwrap_or(false);
-    let prompt_ids = prompt::encode_chat(&state, prompt, add_special_tokens).await?;
+    let cache = chat.generation.cache(&state.bounds().cache);
+    let needs = ChatNeeds {
+        most_pinned: cache.most_pinned(),
+        wants_snapshot: state.bounds().cache.snapshots,
+        add_special_tokens: chat.generation.add_special_tokens.unwrap_or(false),
+        salt: chat.generation.salt().to_vec(),
+    };
+    let prompt = prompt::encode_chat(&state, prompt, needs).await?;
     let stamp = Stamp {
         id: new_id("chatcmpl"),
         created: unix_seconds(),
         model: chat.generation.model.clone().unwrap_or_else(|| state.bounds().primary_model()),
-        system_fingerprint: state.fingerprint(chat.generation.cache),
+        system_fingerprint: state.fingerprint(cache),
     };
     let job =
-        Job::submit(&state, context.request_id(), &chat.generation, PromptSource::Messages, vec![prompt_ids])
+        Job::submit(&state, context.request_id(), &chat.generation, PromptSource::Messages, vec![prompt])
             .await?;
     let response = if chat.generation.stream {
         chunks::respond(&state, chat, stamp, job, permit)

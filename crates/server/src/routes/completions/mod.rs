@@ -13,6 +13,7 @@ use axum::{
 use request::{CompletionRequest, Prompt};
 
 use crate::{
+    chat_ids::PromptIds,
     error::{ApiError, ErrorKind},
     fields::{Field, IgnoredFields},
     generation::PromptSource,
@@ -42,13 +43,13 @@ pub(crate) async fn create(
     let prompts = std::mem::take(&mut completion.prompts);
     let mut prompt_ids = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        prompt_ids.push(encode(&state, prompt, add_special_tokens).await?);
+        prompt_ids.push(PromptIds::from(encode(&state, prompt, add_special_tokens).await?));
     }
     let stamp = Stamp {
         id: new_id("cmpl"),
         created: unix_seconds(),
         model: completion.generation.model.clone().unwrap_or_else(|| state.bounds().primary_model()),
-        system_fingerprint: state.fingerprint(completion.generation.cache),
+        system_fingerprint: state.fingerprint(completion.generation.cache(&state.bounds().cache)),
     };
     let fields = &completion.generation;
     let job = Job::submit(&state, context.request_id(), fields, PromptSource::Prompt, prompt_ids).await?;
