@@ -233,3 +233,6 @@ fn before_header(processor: &Processor, chat: &mut ChatPrompt, text: &str, ids: 
     }
     u32::try_from(count).ok().filter(|count| *count > 0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,16 +24,18 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 /// Token `i` below 256 is the byte `i`.
-pub const IM_START: u32 = 256;
+pub const IM_START: u32 = 257;
 /// The end token.
-pub const IM_END: u32 = 257;
+pub const IM_END: u32 = 258;
 /// A prompt with this token, which no text has, breaks the device.
 pub const DEVICE_ERROR: u32 = 0xFF;
 /// A prompt with this token, which no text has, gives logits that are not finite.
 pub const NOT_FINITE: u32 = 0xFE;
+/// What the tokenizer makes of "42"; the model says it in two tokens.
+pub const FORTY_TWO: u32 = 256;
 /// A token of the tokenizer that the model has no row for.
 pub const BEYOND: &str = "<|beyond|>";
-const VOCAB_SIZE: usize = 258;
+const VOCAB_SIZE: usize = 259;
 const TEXT: &str = "Grüße! The answer is 42. ";
 
 /// What follows position `p` is entry `(p + 1) % len`; the last entry is the end token.
@@ -350,8 +352,9 @@ fn write_checkpoint(folder: &Path) {
 }
 
 fn tokenizer() -> Value {
-    let vocab: serde_json::Map<String, Value> =
+    let mut vocab: serde_json::Map<String, Value> =
         (0..=255u8).map(|byte| (byte_level(byte).to_string(), json!(byte))).collect();
+    vocab.insert("42".into(), FORTY_TWO.into());
     let special = |id: u32, content: &str| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
                "normalized": false, "special": true})
@@ -364,7 +367,7 @@ fn tokenizer() -> Value {
                          special(IM_END + 1, BEYOND)],
         "pre_tokenizer": byte_level, "decoder": byte_level,
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []}
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": ["4 2"]}
     })
 }
 

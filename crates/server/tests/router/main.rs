@@ -3,5 +3,6 @@
 #![expect(clippy::panic, reason = "a test fails by panicking")]
 
 mod answers;
+mod cache;
 mod fake;
 mod http;
