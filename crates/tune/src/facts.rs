@@ -5,6 +5,8 @@
 
 use rand::{Rng as _, rngs::StdRng, seq::IndexedRandom as _};
 
+use crate::words::{GIVEN, ONSETS, RESERVED, RIMES, WORDS};
+
 /// A statement to plant, and how to ask for a part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fact {
@@ -345,34 +347,6 @@ impl Maker<'_> {
         of.choose(self.random).copied().unwrap_or_default()
     }
 }
-
-const ONSETS: [&str; 18] =
-    ["b", "br", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "st", "t", "v", "w", "z"];
-
-const RIMES: [&str; 16] =
-    ["a", "ar", "an", "e", "el", "en", "i", "in", "or", "o", "ov", "ul", "um", "ath", "ick", "ost"];
-
-const RESERVED: [&str; 6] = ["lima", "manila", "bogota", "rabat", "delhi", "milan"];
-
-const GIVEN: [&str; 40] = [
-    "Ada", "Boris", "Clara", "Dmitri", "Elena", "Frank", "Greta", "Hugo", "Irene", "Jonas", "Karen", "Leo",
-    "Mira", "Nils", "Olga", "Peter", "Quinn", "Rosa", "Simon", "Tara", "Ursula", "Viktor", "Wanda", "Xavier",
-    "Yara", "Zoe", "Amir", "Bea", "Chen", "Dora", "Emil", "Farah", "Gus", "Hana", "Ivo", "Jana", "Kofi",
-    "Lena", "Mateo", "Noor",
-];
-
-const WORDS: [&str; 96] = [
-    "amber", "anchor", "apple", "arrow", "basil", "beacon", "birch", "bottle", "brass", "bridge", "bronze",
-    "button", "cabin", "camera", "candle", "canvas", "carbon", "castle", "cedar", "cherry", "clock", "cloud",
-    "copper", "coral", "cotton", "crystal", "desert", "diamond", "eagle", "ember", "engine", "falcon",
-    "feather", "fiddle", "forest", "fossil", "garden", "ginger", "granite", "hammer", "harbor", "hazel",
-    "helmet", "honey", "horizon", "island", "ivory", "jacket", "jasmine", "kettle", "ladder", "lantern",
-    "lemon", "linen", "magnet", "maple", "marble", "meadow", "mirror", "mortar", "needle", "nutmeg", "ocean",
-    "olive", "orchid", "oyster", "paper", "pebble", "pepper", "piano", "pillow", "planet", "plum", "pocket",
-    "quartz", "rabbit", "ribbon", "river", "rocket", "saddle", "salmon", "shadow", "silver", "spiral",
-    "spruce", "stone", "sugar", "summer", "thunder", "timber", "tunnel", "velvet", "violet", "walnut",
-    "willow", "winter",
-];
 
 #[cfg(test)]
 mod tests {

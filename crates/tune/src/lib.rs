@@ -2,9 +2,9 @@
 //!
 //! * `learned`: a small causal convolution judges each token once, when it arrives: how much attention
 //!   will it get from far-away text, and when somebody asks for it. It regresses attention of ordinary
-//!   forward passes, so nothing is propagated through the model ([`learned`]).
+//!   forward passes, so nothing is propagated through the model.
 //! * `lococo`: the published mixing convolution (arXiv 2406.05317), trained by next-token loss block by
-//!   block ([`lococo`]).
+//!   block.
 //!
 //! A run is seeded and resumable, reads its text as a stream, and works on a CPU or a CUDA device. The
 //! result is a safetensors file whose metadata says what it was made of.
@@ -28,6 +28,7 @@ mod teacher;
 mod testing;
 mod training;
 mod windows;
+mod words;
 
 use std::collections::BTreeMap;
 
