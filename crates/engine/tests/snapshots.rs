@@ -17,7 +17,7 @@ use locket_model::{
 };
 
 const TURNS: u32 = 4;
-const METHODS: [CacheMethod; 2] = [CacheMethod::Full, CacheMethod::Window];
+const METHODS: [CacheMethod; 3] = [CacheMethod::Full, CacheMethod::Window, CacheMethod::Observed];
 
 fn model(classes: &[(u32, u32)]) -> Box<dyn Model> {
     let checkpoint = Checkpoint::open(&default_model()).unwrap();
@@ -86,40 +86,44 @@ fn stop(engine: (EngineHandle, EngineThread, prometheus::Registry)) {
     engine.1.join().unwrap();
 }
 
+/// Folding methods fold from the third turn on; full asks for more room in every turn.
+fn settings(method: CacheMethod, history: &[u32]) -> CacheSettings {
+    match method {
+        CacheMethod::Full => CacheSettings::full(history.len() as u32 + 60),
+        _ => CacheSettings::of(method, 64, 48),
+    }
+}
+
 #[test]
 fn a_chat_says_the_same_and_runs_new_tokens_only() {
-    for method in METHODS {
-        // Window folds from the third turn on; full asks for more room in every turn.
-        let cache = |history: &[u32]| match method {
-            CacheMethod::Full => CacheSettings::full(history.len() as u32 + 60),
-            _ => CacheSettings::of(method, 64, 48),
-        };
-        let plain = engine(None);
+    let plain = engine(None);
+    let expected = METHODS.map(|method| {
         let mut history = Vec::new();
-        let expected: Vec<Vec<u32>> = (0..TURNS)
-            .map(|turn| {
-                let settings = cache(&history);
-                let (answer, cached) = ask(&plain.0, &mut history, settings, turn);
-                assert_eq!(cached, 0);
-                answer
-            })
-            .collect();
-        stop(plain);
-        let directory = tempfile::tempdir().unwrap();
-        let mut history = Vec::new();
-        let mut server = engine(Some(directory.path()));
-        for turn in 0..TURNS {
-            if turn == 2 {
-                stop(server);
-                server = engine(Some(directory.path()));
-            }
+        let turns = (0..TURNS).map(|turn| {
+            let settings = settings(method, &history);
+            let (answer, cached) = ask(&plain.0, &mut history, settings, turn);
+            assert_eq!(cached, 0);
+            answer
+        });
+        turns.collect::<Vec<_>>()
+    });
+    stop(plain);
+    let directory = tempfile::tempdir().unwrap();
+    let mut histories = METHODS.map(|_| Vec::new());
+    let mut server = engine(Some(directory.path()));
+    for turn in 0..TURNS {
+        if turn == 2 {
+            stop(server);
+            server = engine(Some(directory.path()));
+        }
+        for ((method, history), expected) in METHODS.into_iter().zip(&mut histories).zip(&expected) {
             // All but the last sampled token, which was not run.
             let in_block = (history.len() as u32).saturating_sub(1);
-            let settings = cache(&history);
-            let (answer, cached) = ask(&server.0, &mut history, settings, turn);
-            assert_eq!((turn, cached), (turn, in_block), "{method:?}");
+            let settings = settings(method, history);
+            let (answer, cached) = ask(&server.0, history, settings, turn);
+            assert_eq!(cached, in_block, "{method:?} turn {turn}");
             assert_eq!(answer, expected[turn as usize], "{method:?} turn {turn}");
         }
-        stop(server);
     }
+    stop(server);
 }
