@@ -1,0 +1,74 @@
+//! The guard against silent drift on the default model: every method in f16 and int8 slots, in every
+//! chunk, alone and among others; both backends; and PyTorch's figures, which
+//! `tests/golden/make_fingerprint.py` made without any of this code.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::{path::PathBuf, sync::Arc};
+
+use locket_eval::fingerprint::{CHUNKS, FingerprintOptions, Print, fingerprint};
+use locket_model::{
+    kv_cache::{CacheGeometry, CacheMethod, SideCar, SlotType},
+    load::{Backend, Checkpoint},
+    testing::default_model,
+};
+
+/// Nats between the `cpu` backend and PyTorch in f32.
+const FROM_PYTORCH: f64 = 5e-3;
+/// Nats between backends.
+const BETWEEN_BACKENDS: f64 = 1e-3;
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+struct Golden {
+    ids: Vec<u32>,
+    nll: serde_json::Map<String, serde_json::Value>,
+}
+
+fn golden() -> Golden {
+    let text = std::fs::read_to_string(repository().join("tests/golden/fingerprint.json")).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let ids = value["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+    Golden { ids, nll: value["nll"].as_object().unwrap().clone() }
+}
+
+fn run(backend: Backend, slot_types: &[SlotType], chunks: &[usize], with_neighbours: bool) -> Vec<Print> {
+    let checkpoint = Checkpoint::open(&default_model()).unwrap();
+    let path = repository().join("crates/locket/assets/smollm2-135m-instruct.learned.safetensors");
+    let side_car = Arc::new(SideCar::open(&path, CacheGeometry::of(&checkpoint.config)).unwrap());
+    let options = FingerprintOptions {
+        methods: CacheMethod::ALL.to_vec(),
+        slot_types: slot_types.to_vec(),
+        chunks: chunks.to_vec(),
+        with_neighbours,
+        backend,
+        threads: 2,
+    };
+    fingerprint(&checkpoint, &golden().ids, Some(&side_car), &options).unwrap()
+}
+
+#[test]
+fn the_default_models_fingerprint() {
+    let golden = golden();
+    let cpu = run(Backend::Cpu, &[SlotType::F16, SlotType::I8], &CHUNKS, true);
+    // All methods but `lococo`, for which no weights are shipped.
+    assert_eq!(cpu.len(), 8 * 2 * 6);
+    for prints in cpu.chunk_by(|a, b| (a.method, a.slot_type) == (b.method, b.slot_type)) {
+        for print in prints {
+            assert_eq!(print.bits, prints[0].bits, "{print:?} against {:?}", prints[0]);
+        }
+        let expected = golden.nll[prints[0].method].as_f64().unwrap();
+        println!("{} {} {:.5}, PyTorch {expected:.5}", prints[0].method, prints[0].slot_type, prints[0].nll);
+        assert!((prints[0].nll - expected).abs() <= FROM_PYTORCH, "{:?}: PyTorch has {expected}", prints[0]);
+    }
+    let reference = run(Backend::Reference, &[SlotType::F16], &CHUNKS[1..2], false);
+    assert_eq!(reference.len(), 8);
+    for print in &reference {
+        let ours = cpu.iter().find(|ours| (ours.method, ours.slot_type) == (print.method, print.slot_type));
+        let ours = ours.unwrap();
+        println!("{} cpu {:.5}, reference {:.5}", print.method, ours.nll, print.nll);
+        assert!((ours.nll - print.nll).abs() <= BETWEEN_BACKENDS, "{ours:?} and {print:?}");
+    }
+}
