@@ -2,28 +2,32 @@
 
 use std::fmt::Write as _;
 
-use locket_model::{ModelConfig, config::RopeScaling, load::Checkpoint};
+use locket_model::{ModelConfig, config::RopeScaling, kv_cache::CacheMethod, load::Checkpoint};
 
 use crate::{
     config::{Config, value::about_bytes},
     memory::{MemoryPlan, free_memory},
     model_source,
+    side_car::{self, FoundSideCar},
 };
 
 /// Opens the configured model and describes it.
 ///
 /// # Errors
-/// A model that cannot be found or opened. A plan that does not fit is part of the description.
+/// A model or side-car that cannot be found or opened. A plan that does not fit is part of the
+/// description.
 pub fn describe(config: &Config) -> anyhow::Result<String> {
     let model = model_source::locate(config)?;
     let checkpoint = Checkpoint::open(&model.path)?;
+    let found = side_car::find(config, &checkpoint)?;
     let mut text = String::new();
     let _ = writeln!(text, "{}\n", checkpoint.path.display());
     for (name, value) in geometry(&checkpoint) {
         let _ = writeln!(text, "{name:<16} {value}");
     }
+    let _ = writeln!(text, "{:<16} {}", "side-car", describe_side_car(found.as_ref()));
     text.push_str("\nMemory plan\n");
-    match MemoryPlan::make(config, &checkpoint, &free_memory()) {
+    match MemoryPlan::make(config, &checkpoint, found.as_ref(), &free_memory()) {
         Ok(plan) => plan.describe().iter().for_each(|line| {
             let _ = writeln!(text, "{line}");
         }),
@@ -57,6 +61,14 @@ fn geometry(checkpoint: &Checkpoint) -> Vec<(&'static str, String)> {
         ("end tokens", format!("{:?}, start token {:?}", config.eos_token_ids, config.bos_token_id)),
         ("chat template", if checkpoint.chat_template.is_some() { "yes" } else { "none" }.into()),
     ]
+}
+
+fn describe_side_car(found: Option<&FoundSideCar>) -> String {
+    let Some(FoundSideCar { weights, origin, .. }) = found else { return "none".into() };
+    let methods =
+        CacheMethod::ALL.into_iter().filter(|method| method.needs_side_car() && weights.serves(*method));
+    let methods: Vec<&str> = methods.map(CacheMethod::name).collect();
+    format!("{origin}, for {}", methods.join(", "))
 }
 
 fn rope(config: &ModelConfig) -> String {

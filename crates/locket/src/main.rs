@@ -1,6 +1,7 @@
 //! locket: an OpenAI-compatible inference server whose memory does not grow with the conversation.
 
 mod bench;
+mod cache;
 mod cgroup;
 mod cli;
 mod config;
@@ -9,6 +10,7 @@ mod inspect;
 mod memory;
 mod model_source;
 mod serve;
+mod side_car;
 mod telemetry;
 mod tune;
 

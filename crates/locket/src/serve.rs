@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use locket_engine::{EngineConfig, EngineHandle, EngineThread};
 use locket_model::load::{BuildOptions, Checkpoint};
 use locket_processor::Processor;
-use locket_server::{AppState, CacheDefaults, ServerConfig};
+use locket_server::{AppState, ServerConfig};
+use sha2::{Digest, Sha256};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -17,6 +18,7 @@ use crate::{
     config::Config,
     memory::{MemoryPlan, free_memory},
     model_source::{self, LocalModel},
+    side_car::{self, FoundSideCar},
 };
 
 /// HTTP, JSON and tokenizing need little; the model has threads of its own.
@@ -32,14 +34,20 @@ const EXIT_SIGNALLED: u8 = 130;
 pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let local = model_source::locate(config)?;
     let checkpoint = Checkpoint::open(&local.path)?;
-    let plan = MemoryPlan::make(config, &checkpoint, &free_memory())?;
+    let side_car = side_car::find(config, &checkpoint)?;
+    let plan = MemoryPlan::make(config, &checkpoint, side_car.as_ref(), &free_memory())?;
     tracing::info!("model      {} ({})", local.path.display(), checkpoint.quantization);
+    if let Some(found) = &side_car {
+        tracing::info!("side-car   {}", found.origin);
+    }
     plan.describe().iter().for_each(|line| tracing::info!("{line}"));
     let processor = Arc::new(Processor::load(&checkpoint)?);
     let registry = prometheus::Registry::new();
-    let (engine, thread) = start_engine(config, &checkpoint, &plan, &local, &registry)?;
+    let parts =
+        Parts { config, checkpoint: &checkpoint, plan: &plan, side_car: side_car.as_ref(), local: &local };
+    let (engine, thread) = start_engine(&parts, &registry)?;
     register_process_metrics(&registry)?;
-    let settings = server_config(config, &checkpoint, &plan, &local);
+    let settings = server_config(&parts);
     // The weights live in the model now; this unmaps the file.
     drop(checkpoint);
     let state = AppState::new(settings, engine, processor, registry)?;
@@ -55,18 +63,26 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     code
 }
 
+/// What a server is made of, before it is one.
+struct Parts<'a> {
+    config: &'a Config,
+    checkpoint: &'a Checkpoint,
+    plan: &'a MemoryPlan,
+    side_car: Option<&'a FoundSideCar>,
+    local: &'a LocalModel,
+}
+
 fn start_engine(
-    config: &Config,
-    checkpoint: &Checkpoint,
-    plan: &MemoryPlan,
-    local: &LocalModel,
+    parts: &Parts<'_>,
     registry: &prometheus::Registry,
 ) -> anyhow::Result<(EngineHandle, EngineThread)> {
+    let Parts { config, checkpoint, plan, side_car, local } = *parts;
     let mut model = checkpoint.build(&BuildOptions {
         backend: config.backend,
         cache: plan.cache.clone(),
         max_batch_rows: config.engine.max_batch_rows,
         threads: config.threads,
+        side_car: side_car.map(|found| Arc::clone(&found.weights)),
     })?;
     if config.prefault {
         model.prefault();
@@ -81,9 +97,32 @@ fn start_engine(
         queue_timeout: engine.queue_timeout,
         drain_timeout: engine.drain_timeout,
         model_name: served_names(config, local)[0].clone(),
+        snapshot_memory_bytes: plan.snapshots.kept_bytes,
+        snapshot_interval: config.snapshots.interval,
+        snapshot_dir: config.snapshots.dir.clone(),
+        snapshot_disk_bytes: config.snapshots.disk,
+        model_fingerprint: model_fingerprint(parts),
         ..EngineConfig::default()
     };
     Ok(locket_engine::start(model, settings, registry)?)
+}
+
+/// Digest of all that makes the states of blocks what they are, so that snapshots of another model,
+/// backend, number type or side-car are never taken for ours.
+fn model_fingerprint(parts: &Parts<'_>) -> [u8; 32] {
+    let Parts { config, checkpoint, plan, side_car, .. } = *parts;
+    let mut digest = Sha256::new();
+    for part in [
+        checkpoint.fingerprint.as_str(),
+        checkpoint.quantization.as_str(),
+        &format!("{:?}", config.backend),
+        plan.cache.slot_type.name(),
+    ] {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    digest.update(side_car.map_or([0; 32], |found| found.digest));
+    digest.finalize().into()
 }
 
 /// Resident memory, CPU time, open files and start time of this process.
@@ -111,31 +150,21 @@ fn model_root(config: &Config, local: &LocalModel) -> String {
     }
 }
 
-fn server_config(
-    config: &Config,
-    checkpoint: &Checkpoint,
-    plan: &MemoryPlan,
-    local: &LocalModel,
-) -> ServerConfig {
+fn server_config(parts: &Parts<'_>) -> ServerConfig {
+    let Parts { config, checkpoint, plan, local, .. } = *parts;
     let api = &config.api;
-    let largest_block = plan.cache.classes.iter().map(|class| class.capacity).max().unwrap_or(0);
     ServerConfig {
         served_model_names: served_names(config, local),
         model_root: model_root(config, local),
-        max_model_len: u32::try_from(plan.context).unwrap_or(u32::MAX),
+        max_model_len: plan.choice.context,
         default_max_tokens: api.default_max_tokens,
         max_body_bytes: api.max_body_bytes,
         max_n: api.max_n,
         max_concurrent_requests: api.max_concurrent_requests,
         cors_origins: api.cors_origins.clone(),
         drain_timeout: config.engine.drain_timeout,
-        cache: CacheDefaults {
-            method: config.cache.method,
-            slots: config.cache.slots,
-            ring: config.cache.ring_if_set,
-            sinks: config.cache.sinks,
-            max_slots: largest_block,
-        },
+        cache: plan.choice.bounds.clone(),
+        turn_memory_bytes: usize::try_from(plan.snapshots.turn_bytes).unwrap_or(usize::MAX),
         generation: checkpoint.generation,
         version: crate::VERSION.into(),
         fingerprint: format!(

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::{
     Entry,
-    setting::{Group, Preset, SETTINGS, Setting},
+    setting::{Group, Preset, Setting},
+    table::SETTINGS,
 };
 
 /// Headings in the table's order with their settings.

@@ -9,7 +9,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     ConfigError, Entry, SettingFlags,
-    setting::{self, SETTINGS, Setting, nearest},
+    setting::{self, Setting, nearest},
+    table::SETTINGS,
     value::{self, Value},
 };
 

@@ -1,12 +1,16 @@
 //! The configuration: defaults < file < environment < flags, one typed tree, origins kept.
 //!
 //! Names are the same everywhere: `[cache] slots` in the file is `LOCKET_CACHE_SLOTS` in the
-//! environment and `--cache-slots` on the command line. All come from one table ([`setting`]).
+//! environment and `--cache-slots` on the command line. All come from one table ([`table`]).
 //! Unknown names are errors, and every value is checked before anything else is done.
 
+mod contradictions;
 mod document;
+mod flags;
 mod layers;
+mod reader;
 pub mod setting;
+pub mod table;
 pub mod value;
 
 use std::{path::PathBuf, time::Duration};
@@ -17,10 +21,12 @@ use locket_model::{
 };
 
 pub use document::{reference_page, template_file};
+pub use flags::SettingFlags;
 #[cfg(test)]
 pub use layers::FileSource;
 pub use layers::{Origin, Sources};
-use setting::{Kind, SETTINGS, Setting};
+use reader::Reader;
+use setting::Setting;
 use value::Value;
 
 /// What is wrong with the configuration; one line per problem, each naming key and source.
@@ -72,6 +78,8 @@ pub struct Config {
     pub engine: EngineSettings,
     /// The key/value cache.
     pub cache: CacheOptions,
+    /// States kept for prompts to come.
+    pub snapshots: SnapshotOptions,
     /// Logging.
     pub log: LogSettings,
 }
@@ -110,23 +118,45 @@ pub struct EngineSettings {
     pub target_step: Duration,
 }
 
-/// Section `[cache]`.
+/// Section `[cache]`. What is not set is decided when model and side-car are known, by
+/// [`crate::cache`].
 #[derive(Debug, Clone)]
 pub struct CacheOptions {
-    /// Who decides what stays.
-    pub method: CacheMethod,
+    /// Who decides what stays; `None`: `auto`.
+    pub method: Option<CacheMethod>,
+    /// Methods that requests may ask for.
+    pub methods: Option<Vec<CacheMethod>>,
     /// `M`, in tokens.
-    pub slots: u32,
+    pub slots: Option<u32>,
     /// `B`, in tokens.
-    pub ring: u32,
-    /// `B` as the operator gave it; requests with other `slots` derive their own otherwise.
-    pub ring_if_set: Option<u32>,
+    pub ring: Option<u32>,
     /// First tokens that stay.
-    pub sinks: u32,
+    pub sinks: Option<u32>,
+    /// Thousandths of the slots for the latest tokens, method learned.
+    pub recent_permille: Option<u16>,
+    /// Thousandths of the other slots for the recall score, method learned.
+    pub recall_permille: Option<u16>,
+    /// Files of trained weights, `none` or `built-in`; empty: look for them.
+    pub side_car: Vec<String>,
+    /// Refuse instead of folding.
+    pub require_exact: bool,
     /// Number type of the slots.
     pub slot_type: SlotType,
     /// Sizes of blocks, in tokens; empty: derive them.
     pub capacities: Vec<u32>,
+}
+
+/// Section `[snapshots]`.
+#[derive(Debug, Clone)]
+pub struct SnapshotOptions {
+    /// Bytes of RAM; 0 is off.
+    pub memory: Option<u64>,
+    /// Tokens between two of them.
+    pub interval: u32,
+    /// Where they outlive the process.
+    pub dir: Option<PathBuf>,
+    /// Bytes of files.
+    pub disk: u64,
 }
 
 /// Section `[log]`.
@@ -152,8 +182,6 @@ impl Config {
 
     fn from_entries(entries: Vec<Entry>) -> Self {
         let read = Reader { entries: &entries };
-        let slots = read.integer("cache.slots") as u32;
-        let ring_if_set = read.integer_if_set("cache.ring").map(|ring| ring as u32);
         let config = Self {
             model: read.text_if_set("model"),
             served_model_name: read.texts("served-model-name"),
@@ -183,69 +211,31 @@ impl Config {
                 target_step: Duration::from_secs_f64(read.number("target-step-ms") / 1e3),
             },
             cache: CacheOptions {
-                method: read.text("cache.method").parse().unwrap_or_default(),
-                slots,
-                ring: ring_if_set.unwrap_or_else(|| (slots / 4).clamp(64, 128)),
-                ring_if_set,
-                sinks: read.integer("cache.sinks") as u32,
-                slot_type: match read.text("cache.dtype").as_str() {
-                    "bf16" => SlotType::Bf16,
-                    "f32" => SlotType::F32,
-                    _ => SlotType::F16,
-                },
+                method: read.text("cache.method").parse().ok(),
+                methods: read.texts_if_set("cache.methods").map(|names| {
+                    // The table admits only names that are known.
+                    names.iter().filter_map(|name| name.parse().ok()).collect()
+                }),
+                slots: read.integer_if_set("cache.slots").map(|slots| slots as u32),
+                ring: read.integer_if_set("cache.ring").map(|ring| ring as u32),
+                sinks: read.integer_if_set("cache.sinks").map(|sinks| sinks as u32),
+                recent_permille: read.number_if_set("cache.recent").map(permille),
+                recall_permille: read.number_if_set("cache.recall").map(permille),
+                side_car: read.texts_if_set("cache.side-car").unwrap_or_default(),
+                require_exact: read.switch("cache.require-exact"),
+                slot_type: slot_type(&read.text("cache.dtype")),
                 capacities: read.integers("cache.capacities"),
+            },
+            snapshots: SnapshotOptions {
+                memory: read.integer_if_set("snapshots.memory"),
+                interval: read.integer("snapshots.interval") as u32,
+                dir: read.text_if_set("snapshots.dir").map(PathBuf::from),
+                disk: read.integer("snapshots.disk"),
             },
             log: LogSettings { json: read.text("log.format") == "json", filter: read.text("log.filter") },
             entries: Vec::new(),
         };
         Self { entries, ..config }
-    }
-
-    /// Settings that are valid alone and make no sense together.
-    fn contradictions(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        if !self.engine.prefill_chunk.is_multiple_of(16) {
-            problems.push(format!(
-                "prefill-chunk = {} ({}) is not a multiple of 16",
-                self.engine.prefill_chunk,
-                self.origin("prefill-chunk"),
-            ));
-        }
-        if self.engine.prefill_chunk > self.engine.max_batch_rows && self.is_set("prefill-chunk") {
-            problems.push(format!(
-                "prefill-chunk = {} ({}) is more than max-batch-rows = {} ({})",
-                self.engine.prefill_chunk,
-                self.origin("prefill-chunk"),
-                self.engine.max_batch_rows,
-                self.origin("max-batch-rows"),
-            ));
-        }
-        if self.cache.sinks >= self.cache.slots {
-            problems.push(format!(
-                "cache.sinks = {} ({}) leaves nothing of cache.slots = {} ({}) for the latest tokens",
-                self.cache.sinks,
-                self.origin("cache.sinks"),
-                self.cache.slots,
-                self.origin("cache.slots"),
-            ));
-        }
-        let asks_for_cuda =
-            |entry: &Entry| entry.setting.key == "backend" && entry.value == Some(Value::Text("cuda".into()));
-        // The derived budget is a share of the machine's memory, which is not the device's.
-        if self.memory_budget.is_none() && self.entries.iter().any(asks_for_cuda) {
-            problems.push(format!(
-                "backend = \"cuda\" ({}) needs memory-budget: how much of the device's memory may be taken",
-                self.origin("backend"),
-            ));
-        }
-        if tracing_subscriber::EnvFilter::try_new(&self.log.filter).is_err() {
-            problems.push(format!(
-                "log.filter = {:?} ({}) is not a filter such as info or info,locket_engine=debug",
-                self.log.filter,
-                self.origin("log.filter"),
-            ));
-        }
-        problems
     }
 
     /// Who set `key`.
@@ -266,6 +256,16 @@ impl Config {
     }
 }
 
+/// The number type of a word that the table admits.
+fn slot_type(word: &str) -> SlotType {
+    SlotType::ALL.into_iter().find(|slot_type| slot_type.name() == word).unwrap_or_default()
+}
+
+/// A share from 0 to 1 in thousandths.
+fn permille(share: f64) -> u16 {
+    (share * 1000.0).round() as u16
+}
+
 /// The backend of a word that the table admits.
 fn backend(word: &str) -> Backend {
     match word {
@@ -282,138 +282,6 @@ fn device_backend(word: &str) -> Option<Backend> {
 #[cfg(not(feature = "cuda"))]
 fn device_backend(_word: &str) -> Option<Backend> {
     None
-}
-
-/// Typed access to the merged table. The table decides the type of every value, and a test reads
-/// all of them, so a mismatch is a bug of this file alone.
-struct Reader<'e> {
-    entries: &'e [Entry],
-}
-
-impl Reader<'_> {
-    fn value(&self, key: &str) -> Option<&Value> {
-        let entry = self.entries.iter().find(|entry| entry.setting.key == key);
-        entry.expect("the key is in the table").value.as_ref()
-    }
-
-    fn integer_if_set(&self, key: &str) -> Option<u64> {
-        self.value(key).map(|value| match value {
-            Value::Integer(number) => *number,
-            other => unreachable!("{key} is an integer, not {other:?}"),
-        })
-    }
-
-    fn integer(&self, key: &str) -> u64 {
-        self.integer_if_set(key).expect("has a default")
-    }
-
-    fn number(&self, key: &str) -> f64 {
-        match self.value(key) {
-            Some(Value::Number(number)) => *number,
-            other => unreachable!("{key} is a number, not {other:?}"),
-        }
-    }
-
-    fn switch(&self, key: &str) -> bool {
-        matches!(self.value(key), Some(Value::Switch(true)))
-    }
-
-    fn text_if_set(&self, key: &str) -> Option<String> {
-        self.value(key).map(|value| match value {
-            Value::Text(text) => text.clone(),
-            other => unreachable!("{key} is a text, not {other:?}"),
-        })
-    }
-
-    fn text(&self, key: &str) -> String {
-        self.text_if_set(key).expect("has a default")
-    }
-
-    fn texts(&self, key: &str) -> Vec<String> {
-        match self.value(key) {
-            Some(Value::TextList(texts)) => texts.clone(),
-            _ => Vec::new(),
-        }
-    }
-
-    fn integers(&self, key: &str) -> Vec<u32> {
-        match self.value(key) {
-            Some(Value::IntegerList(numbers)) => numbers.iter().map(|&number| number as u32).collect(),
-            _ => Vec::new(),
-        }
-    }
-}
-
-/// Command-line flags of all settings, generated from the table.
-#[derive(Debug, Clone, Default)]
-pub struct SettingFlags {
-    /// Key and texts of every flag that was given.
-    pub given: Vec<(&'static str, Vec<String>)>,
-    /// `--config`.
-    pub config: Option<PathBuf>,
-}
-
-impl clap::Args for SettingFlags {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        let file = clap::Arg::new("config")
-            .long("config")
-            .value_name("FILE")
-            .value_parser(clap::value_parser!(PathBuf))
-            .help("Configuration file [environment: LOCKET_CONFIG] [default: ./locket.toml if it exists]");
-        SETTINGS.iter().fold(command.arg(file), |command, setting| command.arg(flag_of(setting)))
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
-fn flag_of(setting: &'static Setting) -> clap::Arg {
-    let preset = match setting.preset {
-        setting::Preset::Value("") => "none",
-        setting::Preset::Value(text) | setting::Preset::Derived(text) => text,
-    };
-    let help = format!("{} [{}] [default: {preset}]", setting.help, setting.kind.describe());
-    let arg = clap::Arg::new(setting.key)
-        .long(setting.flag())
-        .help(help)
-        .help_heading(setting.group.title())
-        .action(clap::ArgAction::Append)
-        .allow_hyphen_values(false);
-    match setting.kind {
-        Kind::Switch => arg
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true")
-            .value_name("true|false")
-            .action(clap::ArgAction::Set),
-        kind if kind.is_list() => arg.value_name("LIST"),
-        Kind::Choice(words) => arg.value_name(words.join("|")).action(clap::ArgAction::Set),
-        Kind::Text { .. } => arg.value_name("TEXT").action(clap::ArgAction::Set),
-        _ => arg.value_name("N").action(clap::ArgAction::Set),
-    }
-}
-
-impl clap::FromArgMatches for SettingFlags {
-    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
-        let given = SETTINGS
-            .iter()
-            .filter_map(|setting| {
-                let texts = matches.get_many::<String>(setting.key)?;
-                let texts = texts.flat_map(|text| match setting.kind.is_list() {
-                    true => value::split_list(text),
-                    false => vec![text.clone()],
-                });
-                Some((setting.key, texts.collect()))
-            })
-            .collect();
-        Ok(Self { given, config: matches.get_one::<PathBuf>("config").cloned() })
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
 }
 
 #[cfg(test)]

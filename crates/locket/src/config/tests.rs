@@ -26,7 +26,13 @@ fn defaults_alone() {
     let config = Config::load(&Sources::default()).unwrap();
     assert_eq!((config.host.as_str(), config.port), ("127.0.0.1", 8080));
     assert_eq!(config.model, None);
-    assert_eq!(config.cache.ring, 128);
+    // Decided when the model is known.
+    assert_eq!((config.cache.method, config.cache.slots, config.cache.ring), (None, None, None));
+    assert!(config.cache.methods.is_none() && config.cache.side_car.is_empty());
+    assert_eq!(
+        (config.snapshots.memory, config.snapshots.interval, &config.snapshots.dir),
+        (None, 1024, &None)
+    );
     assert_eq!(config.api.max_body_bytes, 32 << 20);
     assert_eq!(config.engine.target_step, Duration::from_millis(100));
 }
@@ -37,7 +43,7 @@ fn later_layers_win() {
     let environment = [("LOCKET_PORT", "2"), ("LOCKET_HOST", "environment")];
     let config = Config::load(&sources(file, &environment, &["--port", "3"])).unwrap();
     assert_eq!((config.port, config.host.as_str(), config.threads), (3, "environment", 3));
-    assert_eq!((config.cache.slots, config.cache.ring), (300, 75));
+    assert_eq!(config.cache.slots, Some(300));
     assert_eq!(config.origin("port"), "flag --port");
     assert_eq!(config.origin("host"), "environment LOCKET_HOST");
     assert_eq!(config.origin("cache.slots"), "file my.toml:5");
@@ -56,6 +62,16 @@ fn lists_switches_and_bytes_in_every_spelling() {
     assert_eq!((config.memory_budget, config.offline, config.prefault), (Some(2 << 30), false, true));
     let config = Config::load(&sources("", &[("LOCKET_CACHE_CAPACITIES", "256,1024")], &[])).unwrap();
     assert_eq!(config.cache.capacities, [256, 1024]);
+    let file = "[cache]\nmethods = [\"full\", \"tova\"]\nrecent = 0.125\nside-car = \"none\"\n";
+    let config =
+        Config::load(&sources(file, &[("LOCKET_SNAPSHOTS_MEMORY", "0")], &["--cache-dtype", "int8"]))
+            .unwrap();
+    assert_eq!(config.cache.methods.as_deref(), Some(&[CacheMethod::Full, CacheMethod::Tova][..]));
+    assert_eq!((config.cache.recent_permille, config.cache.slot_type), (Some(125), SlotType::I8));
+    assert_eq!(
+        (config.cache.side_car.as_slice(), config.snapshots.memory),
+        (&["none".to_owned()][..], Some(0))
+    );
 }
 
 #[test]
@@ -84,7 +100,24 @@ fn wrong_values_name_key_and_source() {
         text.contains("threads (environment LOCKET_THREADS): \"many\" is not 0 to 1024 threads"),
         "{text}"
     );
-    assert!(text.contains("cache.dtype (flag --cache-dtype): \"f8\" is not one of f16, bf16, f32"), "{text}");
+    assert!(
+        text.contains("cache.dtype (flag --cache-dtype): \"f8\" is not one of f16, bf16, f32, int8, int4"),
+        "{text}"
+    );
+    let text = problems(&sources(
+        "[cache]\nmethod = \"magic\"\nrecall = 2\n",
+        &[("LOCKET_CACHE_METHODS", "tova,lru")],
+        &[],
+    ));
+    assert!(
+        text.contains("cache.method (file my.toml:2): \"magic\" is not one of auto, full, window"),
+        "{text}"
+    );
+    assert!(
+        text.contains("cache.methods (environment LOCKET_CACHE_METHODS): \"lru\" is not one of full"),
+        "{text}"
+    );
+    assert!(text.contains("cache.recall (file my.toml:3): \"2\" is not 0 to 1"), "{text}");
     let text = problems(&sources("port = [1]\nhost = { a = 1 }\n", &[], &[]));
     assert!(text.contains("port (file my.toml:1)") && text.contains("unknown setting host.a"), "{text}");
     let text = problems(&sources("port = \n", &[], &[]));
@@ -94,9 +127,25 @@ fn wrong_values_name_key_and_source() {
 #[test]
 fn contradictions_are_found() {
     let text = problems(&sources("[cache]\nslots = 16\nsinks = 16\n", &[], &["--prefill-chunk", "1000"]));
-    assert!(text.contains("cache.sinks = 16 (file my.toml:3)"), "{text}");
+    assert!(
+        text.contains("cache.sinks = 16 (file my.toml:3) is more than a quarter of cache.slots = 16"),
+        "{text}"
+    );
     assert!(text.contains("prefill-chunk = 1000 (flag --prefill-chunk) is not a"), "{text}");
     assert!(text.contains("is more than max-batch-rows = 512 (default)"), "{text}");
+    let text = problems(&sources("[cache]\nmethods = [\"lococo\"]\ndtype = \"int4\"\n", &[], &[]));
+    assert!(
+        text.contains("cache.dtype = int4 (file my.toml:3) is an experiment of backend reference"),
+        "{text}"
+    );
+    assert!(text.contains("cache.methods (file my.toml:2) has lococo") && text.contains("f16"), "{text}");
+    let oracle = sources("[cache]\ndtype = \"int4\"\n", &[], &["--backend", "reference"]);
+    assert_eq!(Config::load(&oracle).unwrap().cache.slot_type, SlotType::I4);
+    let text = problems(&sources("[cache]\nside-car = [\"none\", \"a\"]\n", &[], &[]));
+    assert!(text.contains("cache.side-car (file my.toml:2) has none beside others"), "{text}");
+    let text = problems(&sources("[snapshots]\nmemory = 0\ndir = \"x\"\ninterval = 100\n", &[], &[]));
+    assert!(text.contains("snapshots.dir (file my.toml:3) needs snapshots.memory"), "{text}");
+    assert!(text.contains("snapshots.interval = 100 (file my.toml:4) is not a multiple of 16"), "{text}");
     let text = problems(&sources("[log]\nfilter = \"=,=\"\n", &[], &[]));
     assert!(text.contains("log.filter"), "{text}");
 }
@@ -139,7 +188,7 @@ fn the_effective_configuration_is_valid_and_says_where_it_comes_from() {
     );
     assert!(text.lines().any(|l| l.starts_with("host = ") && l.ends_with("# default")), "{text}");
     let again = Config::load(&sources(&text, &[], &[])).unwrap();
-    assert_eq!((again.port, again.cache.slots, again.model.as_deref()), (1, 64, Some("a \"b\".gguf")));
+    assert_eq!((again.port, again.cache.slots, again.model.as_deref()), (1, Some(64), Some("a \"b\".gguf")));
 }
 
 #[test]

@@ -13,7 +13,7 @@ pub enum Value {
     Number(f64),
     /// Of [`Kind::Text`] and [`Kind::Choice`].
     Text(String),
-    /// Of [`Kind::TextList`].
+    /// Of [`Kind::TextList`] and [`Kind::ChoiceList`].
     TextList(Vec<String>),
     /// Of [`Kind::IntegerList`].
     IntegerList(Vec<u64>),
@@ -55,6 +55,13 @@ impl Value {
                     Ok(Self::Text(text.to_owned()))
                 } else {
                     Err(format!("{text:?} is not one of {}", words.join(", ")))
+                }
+            }
+            Kind::ChoiceList(words) => {
+                let parts: Vec<&str> = parts.iter().map(|part| part.trim()).collect();
+                match parts.iter().find(|part| !words.contains(part)) {
+                    Some(part) => Err(format!("{part:?} is not one of {}", words.join(", "))),
+                    None => Ok(Self::TextList(parts.into_iter().map(str::to_owned).collect())),
                 }
             }
             Kind::Text { what } => match one()? {

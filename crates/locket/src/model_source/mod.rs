@@ -10,7 +10,7 @@ mod wheel;
 
 use std::path::{Path, PathBuf};
 
-pub use default_model::DefaultModel;
+pub use default_model::{DefaultModel, FINGERPRINT as DEFAULT_FINGERPRINT};
 
 use crate::config::Config;
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::ensure;
 use locket_model::{
     MemoryUse,
-    kv_cache::{BlockClass, CacheGeometry, CachePlan},
+    kv_cache::{BlockClass, CacheGeometry, CachePlan, SideArrays},
     load::{BuildOptions, Checkpoint},
 };
 use serde::Serialize;
@@ -113,13 +113,21 @@ pub(super) fn run(args: &OfflineArgs, model: Option<&Path>, seed: u64) -> anyhow
     let cache = CachePlan {
         geometry,
         slot_type: config.cache.slot_type,
+        // Blocks are used by method full: no fold is measured here.
+        side: SideArrays::default(),
         classes: vec![BlockClass { capacity, blocks }],
     };
     let largest_step = args.chunk_sizes.iter().copied().max().unwrap_or(1).max(blocks) as usize;
     let max_batch_rows = largest_step.max(config.engine.max_batch_rows);
     let needed = checkpoint.planned_bytes(config.backend, max_batch_rows).saturating_add(cache.total_bytes());
     check_memory(needed, &allowed_memory(&config))?;
-    let options = BuildOptions { backend: config.backend, cache, max_batch_rows, threads: config.threads };
+    let options = BuildOptions {
+        backend: config.backend,
+        cache,
+        max_batch_rows,
+        threads: config.threads,
+        side_car: None,
+    };
     let mut stage = Stage::new(checkpoint.build(&options)?, args.context, seed);
 
     let MemoryUse { weights, workspace, cache } = stage.memory();

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use locket_model::{
     Batch, BlockId, MemoryUse, Model, ModelConfig,
-    kv_cache::{CacheSettings, SlotType},
+    kv_cache::{CacheGeometry, CachePlan, CacheSettings, SideArrays, SlotType},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
@@ -59,6 +59,8 @@ impl Floor {
     /// Counts for a model whose weights take `weight_bytes` in the backend's form.
     pub(super) fn of(config: &ModelConfig, weight_bytes: u64, slot_type: SlotType) -> Self {
         let (hidden, layers) = (config.hidden_size as u64, config.num_layers as u64);
+        let slot_bytes = CachePlan::slot_bytes(CacheGeometry::of(config), slot_type, SideArrays::default());
+        let positions = config.num_layers * config.num_kv_heads * size_of::<u32>();
         let attention = hidden * (config.qkv_dim() + config.q_dim()) as u64;
         let mlp = 3 * hidden * config.intermediate_size as u64;
         let macs_per_row = layers * (attention + mlp);
@@ -69,7 +71,7 @@ impl Floor {
         let read = u128::from(macs_per_row + macs_per_sample);
         Self {
             weight_bytes: (u128::from(weight_bytes) * read / u128::from(stored.max(1))) as u64,
-            cache_bytes_per_token: layers * (2 * config.kv_dim() * slot_type.bytes()) as u64,
+            cache_bytes_per_token: slot_bytes - positions as u64,
             macs_per_row,
             macs_per_sample,
             macs_per_attended_token: layers * 2 * config.q_dim() as u64,
