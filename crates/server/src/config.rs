@@ -3,7 +3,7 @@
 
 mod cache_bounds;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use locket_model::load::GenerationDefaults;
 
@@ -39,6 +39,11 @@ pub struct ServerConfig {
     /// Most bytes of generated turns that are remembered: an answer that a client sends back is then
     /// made of the tokens that were sampled, not of those that its text gives. 0 turns it off.
     pub turn_memory_bytes: usize,
+    /// File in which remembered turns outlive the process, at most about twice as long; `None`: they do
+    /// not. It has mode 0600 and holds conversations in clear, as files of snapshots do, beside which it
+    /// belongs: without it, a conversation that returns after a restart may be tokenised in another way.
+    /// One process at a time may use it.
+    pub turn_file: Option<PathBuf>,
     /// Sampling defaults of the checkpoint.
     pub generation: GenerationDefaults,
     /// Version string of the server.
@@ -63,6 +68,7 @@ impl Default for ServerConfig {
             drain_timeout: Duration::from_secs(30),
             cache: CacheBounds::default(),
             turn_memory_bytes: 16 << 20,
+            turn_file: None,
             generation: GenerationDefaults::default(),
             version: env!("CARGO_PKG_VERSION").into(),
             fingerprint: String::new(),

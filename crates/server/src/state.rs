@@ -2,6 +2,7 @@
 //! says the server drains.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -30,6 +31,14 @@ pub enum SetupError {
     /// The metrics could not be registered.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// The file of remembered turns cannot be used.
+    #[error("turn file {}: {source}", path.display())]
+    Turns {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
 }
 
 /// Handle of everything that a handler needs; cheap to clone.
@@ -55,7 +64,8 @@ impl AppState {
     /// Puts the parts together and registers the HTTP metrics.
     ///
     /// # Errors
-    /// A setting that cannot work, or metrics that are registered already.
+    /// A setting that cannot work, metrics that are registered already, or a file of turns that cannot
+    /// be read or written.
     pub fn new(
         config: ServerConfig,
         engine: EngineHandle,
@@ -72,7 +82,14 @@ impl AppState {
         };
         let metrics = HttpMetrics::register(&registry)?;
         let permits = Permits::new(config.max_concurrent_requests);
-        let turns = (config.turn_memory_bytes > 0).then(|| TurnMemory::new(config.turn_memory_bytes));
+        let turns = match (config.turn_memory_bytes, &config.turn_file) {
+            (0, _) => None,
+            (bytes, None) => Some(TurnMemory::new(bytes)),
+            (bytes, Some(path)) => {
+                let opened = TurnMemory::open(bytes, path, &config.fingerprint);
+                Some(opened.map_err(|source| SetupError::Turns { path: path.clone(), source })?)
+            }
+        };
         Ok(Self {
             shared: Arc::new(Shared {
                 config,

@@ -5,14 +5,19 @@
 //! next turn must consist of those that were sampled. A turn is remembered under a digest of all
 //! that came before it and of its own text; the same text after another conversation is another turn.
 
+mod journal;
+
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use sha2::{Digest as _, Sha256};
 
 use crate::choice::TokenTable;
+use journal::Journal;
 
 type Key = [u8; 32];
 
@@ -73,6 +78,8 @@ struct Turns {
     by_use: BTreeMap<u64, Key>,
     uses: u64,
     bytes: usize,
+    /// Where turns outlive the process.
+    journal: Option<Journal>,
 }
 
 #[derive(Debug)]
@@ -85,6 +92,23 @@ impl TurnMemory {
     /// An empty memory of at most `max_bytes`.
     pub(crate) fn new(max_bytes: usize) -> Self {
         Self { max_bytes, turns: Mutex::default() }
+    }
+
+    /// A memory that goes on from the file `path`, and writes to it what is remembered. A file of
+    /// another `fingerprint` is replaced.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub(crate) fn open(max_bytes: usize, path: &Path, fingerprint: &str) -> io::Result<Self> {
+        let (journal, records) = Journal::open(path, fingerprint, max_bytes)?;
+        let memory = Self::new(max_bytes);
+        let mut turns = memory.lock();
+        for (key, ids) in records {
+            turns.insert(key, ids, max_bytes);
+        }
+        turns.journal = Some(journal);
+        drop(turns);
+        Ok(memory)
     }
 
     /// Whether nothing is remembered.
@@ -108,23 +132,17 @@ impl TurnMemory {
     /// Remembers a turn. One with the same text after the same prefix is replaced: of several choices
     /// with one text, the client goes on with any.
     fn remember(&self, prefix: &TurnPrefix, text: &str, ids: &[u32]) {
-        let bytes = bytes_of(ids);
-        if bytes > self.max_bytes {
+        let (key, ids) = (prefix.key(text), Arc::from(ids));
+        let mut turns = self.lock();
+        if !turns.insert(key, Arc::clone(&ids), self.max_bytes) {
             return;
         }
-        let key = prefix.key(text);
-        let mut turns = self.lock();
-        turns.remove(&key);
-        while turns.bytes + bytes > self.max_bytes
-            && let Some((_, oldest)) = turns.by_use.first_key_value()
-        {
-            let oldest = *oldest;
-            turns.remove(&oldest);
+        let Some(mut journal) = turns.journal.take() else { return };
+        journal.append(key, &ids);
+        if journal.is_too_long() {
+            journal.rewrite(turns.oldest_first());
         }
-        let last_use = turns.next_use();
-        turns.by_use.insert(last_use, key);
-        turns.by_key.insert(key, Turn { ids: ids.into(), last_use });
-        turns.bytes += bytes;
+        turns.journal = Some(journal);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Turns> {
@@ -137,6 +155,31 @@ impl Turns {
     fn next_use(&mut self) -> u64 {
         self.uses += 1;
         self.uses
+    }
+
+    /// Whether a turn of this size can be remembered: then it is, and the oldest ones make room.
+    fn insert(&mut self, key: Key, ids: Arc<[u32]>, max_bytes: usize) -> bool {
+        let bytes = bytes_of(&ids);
+        if bytes > max_bytes {
+            return false;
+        }
+        self.remove(&key);
+        while self.bytes + bytes > max_bytes
+            && let Some((_, oldest)) = self.by_use.first_key_value()
+        {
+            let oldest = *oldest;
+            self.remove(&oldest);
+        }
+        let last_use = self.next_use();
+        self.by_use.insert(last_use, key);
+        self.by_key.insert(key, Turn { ids, last_use });
+        self.bytes += bytes;
+        true
+    }
+
+    fn oldest_first(&self) -> Vec<journal::Record> {
+        let turns = self.by_use.values().filter_map(|key| Some((*key, self.by_key.get(key)?)));
+        turns.map(|(key, turn)| (key, Arc::clone(&turn.ids))).collect()
     }
 
     fn remove(&mut self, key: &Key) {
@@ -265,6 +308,29 @@ mod tests {
         assert!(!remembered("abc", &[97, 98]), "a stop string inside a token");
         assert!(!remembered("ab", &[97, 256, 98]), "a hidden token");
         assert!(!remembered("\u{FFFD}", &[0xC3]), "not UTF-8");
+    }
+
+    #[test]
+    fn turns_outlive_the_process_in_order_of_use() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("turns");
+        let one = bytes_of(&[0; 10]);
+        let open = |max_bytes| TurnMemory::open(max_bytes, &path, "model").expect("a file");
+        let at = |i: u32| prefix("", &[&i.to_string()]);
+        let memory = open(3 * one);
+        // Far more than the file may hold: it is written anew now and then.
+        for i in 0..200 {
+            memory.remember(&at(i), "x", &[i; 10]);
+        }
+        drop(memory);
+        let longest = 2 * 3 * one + one;
+        assert!(std::fs::metadata(&path).expect("the file").len() as usize <= longest);
+        let memory = open(3 * one);
+        assert!((197..200).all(|i| memory.find(&at(i), "x").as_deref() == Some(&[i; 10][..])));
+        assert!(memory.find(&at(196), "x").is_none());
+        drop(memory);
+        assert!(open(one).find(&at(199), "x").is_some(), "the latest one is kept");
+        assert!(TurnMemory::open(one, &path, "other").expect("a file").is_empty());
     }
 
     proptest! {

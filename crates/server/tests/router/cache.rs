@@ -208,6 +208,36 @@ async fn streamed_turns_are_remembered_too_and_tokenize_shows_them() {
     assert_eq!(body["usage"]["prompt_tokens_details"]["cached_tokens"], known.len());
 }
 
+#[tokio::test]
+async fn remembered_turns_outlive_the_server() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let start = || {
+        let config = ServerConfig {
+            cache: folding(),
+            turn_file: Some(directory.path().join("turns")),
+            ..ServerConfig::default()
+        };
+        TestServer::with(config, 8)
+    };
+    let server = start();
+    let turns = talk(&server, 6, json!({})).await;
+    drop(server);
+    let server = start();
+    let messages: Vec<Value> = (0..6)
+        .flat_map(|turn| {
+            let answer = &turns[turn]["choices"][0]["message"]["content"];
+            [
+                json!({"role": "user", "content": format!("Question {turn}: 42?")}),
+                json!({"role": "assistant", "content": answer}),
+            ]
+        })
+        .collect();
+    let messages = [&[json!({"role": "system", "content": "Be brief."})], messages.as_slice()].concat();
+    let tokens = server.post("/tokenize", &json!({ "messages": messages })).await.ok()["tokens"].clone();
+    let known = [ids(&turns[5]["prompt_token_ids"]), ids(&turns[5]["choices"][0]["token_ids"])].concat();
+    assert!(ids(&tokens).starts_with(&known));
+}
+
 /// A client that says something else than the answer goes on from the question at least.
 #[tokio::test]
 async fn an_edited_answer_goes_on_from_the_prompt() {
