@@ -35,7 +35,9 @@ impl BlockState {
         }
         let method = CacheMethod::ALL.iter().position(|&method| method == settings.method).unwrap_or(0);
         put(method as u32);
-        let CacheSettings { slots, ring, sinks, recent, recall_permille, .. } = settings;
+        let CacheSettings { ring, sinks, recent, recall_permille, .. } = settings;
+        // A sequence that never folds goes on as far as the block has room that it comes back to.
+        let slots = if settings.folds() { settings.slots } else { 0 };
         [slots, ring, sinks, recent, recall_permille.into()].into_iter().for_each(&mut put);
         for layer in 0..geometry.num_layers {
             let len = self.len(layer);
@@ -50,6 +52,16 @@ impl BlockState {
             self.kept(layer)[..side.per_layer].iter().map(|number| number.to_bits()).for_each(&mut put);
         }
         Ok(())
+    }
+
+    /// Bytes that [`Self::export`] appends.
+    pub fn image_bytes(&self, context: &FoldContext) -> usize {
+        let Some(settings) = self.settings() else { return 0 };
+        let geometry = self.geometry();
+        let side = settings.method.side_arrays(geometry, context.side_car.as_deref());
+        let slots: usize = (0..geometry.num_layers).map(|layer| self.len(layer)).sum();
+        let of_layers = geometry.num_layers * (3 + side.per_layer);
+        size_of::<u32>() * (14 + of_layers + slots * geometry.num_kv_heads * (1 + side.columns))
     }
 
     /// Opens the block with what [`Self::export`] wrote at the start of `bytes`; returns the rest. On an
@@ -80,7 +92,10 @@ impl BlockState {
         let [slots, ring, sinks, recent] = [words.next()?, words.next()?, words.next()?, words.next()?];
         let recall_permille =
             u16::try_from(words.next()?).map_err(|_| broken("an impossible recall share".into()))?;
-        let settings = CacheSettings { method, slots, ring, sinks, recent, recall_permille };
+        let mut settings = CacheSettings { method, slots, ring, sinks, recent, recall_permille };
+        if !settings.folds() {
+            settings.slots = u32::try_from(self.stride()).unwrap_or(u32::MAX);
+        }
         self.open(settings, context)?;
         let side = method.side_arrays(geometry, context.side_car.as_deref());
         if (side.columns, side.per_layer) != (columns as usize, per_layer as usize) {

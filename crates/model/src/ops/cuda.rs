@@ -18,8 +18,7 @@ use crate::{
     batch::Batch,
     config::RopeStyle,
     kv_cache::{
-        BlockState, CacheGeometry, CachePlan, CacheSettings, FoldContext, Rotation, Segment, SideArrays,
-        SlotType,
+        self, BlockState, CacheGeometry, CachePlan, CacheSettings, FoldContext, Segment, SideArrays, SlotType,
     },
 };
 
@@ -128,7 +127,7 @@ impl CudaOps {
                 .map(|place| BlockState::new(geometry, place.capacity, SideArrays::default()))
                 .collect(),
             places,
-            fold_context: FoldContext { rotation: Rotation::of(&config.model), side_car: None },
+            fold_context: FoldContext { rotation: kv_cache::Rotation::of(&config.model), side_car: None },
             weight_bytes: 0,
             device,
             config,

@@ -191,7 +191,10 @@ impl Cache {
     /// The block's state as bytes; see [`crate::Model::export_block`].
     pub(super) fn export(&self, block: BlockId) -> Result<Vec<u8>, Error> {
         let block = &self.blocks[self.index(block)?];
-        let mut image = Vec::new();
+        let layers = (0..self.num_layers)
+            .map(|layer| block.layout.exported_bytes(self.number, block.state.len(layer)));
+        // Exactly, or growing would copy megabytes several times and keep half as much again.
+        let mut image = Vec::with_capacity(block.state.image_bytes(&self.context) + layers.sum::<usize>());
         block.state.export(&self.context, &mut image)?;
         for layer in 0..self.num_layers {
             kv::export_layer(
