@@ -5,10 +5,9 @@ use locket_model::kv_cache::CacheMethod;
 use plotters::{
     coord::Shift,
     prelude::{
-        ChartBuilder, Circle, DrawingArea, IntoDrawingArea, IntoLogRange, LineSeries, Palette, Palette99,
-        PathElement, SVGBackend, Text,
+        ChartBuilder, Circle, DrawingArea, IntoDrawingArea, LineSeries, PathElement, SVGBackend, Text,
     },
-    style::{BLACK, Color, IntoFont, PaletteColor, WHITE},
+    style::{BLACK, Color, IntoFont, RGBColor, WHITE},
 };
 
 use crate::{
@@ -162,25 +161,28 @@ fn draw_panel(area: &Area<'_>, panel: &Panel) -> Result<(), Error> {
     // Shares start at 0; perplexities would be flat if they did.
     let (bottom, top) = if top <= 1.0 { (0.0, 1.0) } else { (bottom, top) };
     let margin = ((top - bottom) * 0.05).max(0.02);
-    let x = (left * 0.9..(right * 1.1).max(left * 1.2)).log_scale();
+    // Sizes double: a linear axis of their logarithms has ticks inside every range.
+    let (left, right) = (left.log2(), right.log2());
+    let side = ((right - left) * 0.08).max(0.1);
     let mut chart = ChartBuilder::on(area)
         .caption(&panel.title, ("sans-serif", 15).into_font())
         .margin(10)
         .x_label_area_size(34)
         .y_label_area_size(44)
-        .build_cartesian_2d(x, bottom - margin..top + margin)
+        .build_cartesian_2d(left - side..right + side, bottom - margin..top + margin)
         .map_err(failed)?;
     chart
         .configure_mesh()
         .x_desc(panel.x_label)
         .x_labels(6)
         .y_labels(6)
-        .x_label_formatter(&|x| if *x < 10.0 { format!("{x:.1}") } else { format!("{x:.0}") })
+        .x_label_formatter(&|x| size_label(x.exp2()))
         .light_line_style(BLACK.mix(0.03))
         .bold_line_style(BLACK.mix(0.1))
         .draw()
         .map_err(failed)?;
     for Line { series, points } in &panel.lines {
+        let points: Vec<(f64, f64)> = points.iter().map(|&(x, y)| (x.log2(), y)).collect();
         let style = color(*series).stroke_width(2);
         chart.draw_series(LineSeries::new(points.iter().copied(), style)).map_err(failed)?;
         let dots = points.iter().map(|&point| Circle::new(point, 3, color(*series).filled()));
@@ -189,8 +191,28 @@ fn draw_panel(area: &Area<'_>, panel: &Panel) -> Result<(), Error> {
     Ok(())
 }
 
-fn color(series: usize) -> PaletteColor<Palette99> {
-    Palette99::pick(series)
+fn size_label(size: f64) -> String {
+    if size < 10.0 { format!("{size:.1}") } else { format!("{size:.0}") }
+}
+
+/// Dark enough for white paper, and told apart by most eyes when neighbours.
+const COLORS: [RGBColor; 12] = [
+    RGBColor(0, 0, 0),
+    RGBColor(136, 136, 136),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 114, 178),
+    RGBColor(86, 180, 233),
+    RGBColor(204, 121, 167),
+    RGBColor(0, 158, 115),
+    RGBColor(148, 103, 189),
+    RGBColor(213, 94, 0),
+    RGBColor(140, 86, 75),
+    RGBColor(188, 189, 34),
+    RGBColor(23, 190, 207),
+];
+
+fn color(series: usize) -> RGBColor {
+    COLORS[series % COLORS.len()]
 }
 
 fn draw_legend(area: &Area<'_>, names: &[String]) -> Result<(), Error> {
