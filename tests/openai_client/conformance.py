@@ -85,6 +85,57 @@ def chat_stream(api):
         assert stream.get_final_completion().choices[0].message.content == text
 
 
+def cache(api):
+    """Our extension: what a request says about its cache, and what every answer says of it."""
+    card = api.models.retrieve(MODEL).model_extra["locket"]["kv_cache"]
+    assert card["method"] in card["methods"] and card["min_slots"] <= card["max_slots"], card
+    own = {"locket": {"kv_cache": {"method": "window", "slots": 64}}}
+    answer = api.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=8, extra_body=own)
+    exact = {"exact": True, "folded_tokens": 0, "method": "window", "slots": 64}
+    assert answer.usage.model_extra["locket"] == exact, answer
+    long = "word " * 300
+    folded = api.completions.create(model=MODEL, prompt=long, temperature=0, max_tokens=4, extra_body=own)
+    said = folded.usage.model_extra["locket"]
+    assert not said["exact"] and said["folded_tokens"] > 0, folded
+    own["locket"]["require_exact"] = True
+    refused(
+        openai.BadRequestError,
+        "exact_length_exceeded",
+        "prompt",
+        lambda: api.completions.create(model=MODEL, prompt=long, extra_body=own),
+    )
+    own["locket"]["kv_cache"]["slots"] = 10**9
+    refused(
+        openai.BadRequestError,
+        "integer_above_max_value",
+        "locket.kv_cache.slots",
+        lambda: api.completions.create(model=MODEL, prompt=long, extra_body=own),
+    )
+
+
+def returned_turns(api):
+    """An answer that comes back is the tokens that were sampled; they are not run again."""
+    messages = list(QUESTION)
+    known = []
+    for turn in range(4):
+        answer = api.chat.completions.create(
+            model=MODEL,
+            messages=messages,
+            temperature=1,
+            seed=turn,
+            max_tokens=40,
+            extra_body={"return_token_ids": True, "cache_salt": "conformance"},
+        )
+        prompt = answer.model_extra["prompt_token_ids"]
+        assert prompt[: len(known)] == known, turn
+        cached = answer.usage.prompt_tokens_details.cached_tokens
+        # The last token may have been sampled and never run.
+        assert cached >= len(known) - 1, (cached, len(known))
+        known = prompt + answer.choices[0].model_extra["token_ids"]
+        messages.append({"role": "assistant", "content": answer.choices[0].message.content})
+        messages.append({"role": "user", "content": "Tell me more."})
+
+
 def completions(api, url):
     plain = api.completions.create(model=MODEL, prompt="The sky is", max_tokens=6, temperature=0)
     assert plain.choices[0].text
@@ -159,6 +210,8 @@ def main():
     chat(api)
     chat_stream(api)
     completions(api, url)
+    cache(api)
+    returned_turns(api)
     errors(api, client(busy_url))
     print("conformance: all routes passed")
 

@@ -272,6 +272,42 @@ mod tests {
         assert_eq!(sampling(&fields, defaults, &[2, 5], Vec::new()).stop_token_ids, [2, 9]);
     }
 
+    /// What can never fold keeps everything in a block of its own size, but for chats that will be
+    /// longer when they come back; what keeps everything ends with its block.
+    #[test]
+    fn settings_follow_the_request_and_the_length() {
+        let mut bounds = test_bounds();
+        bounds.max_model_len = 10_000;
+        bounds.cache.max_full_len = 500;
+        bounds.cache.slots = 64;
+        bounds.cache.method = CacheMethod::Observed;
+        let request = |snapshots, source, method: Option<CacheMethod>, prompt: usize| {
+            let mut bounds = bounds.clone();
+            bounds.cache.snapshots = snapshots;
+            bounds.cache.method = method.unwrap_or(bounds.cache.method);
+            let fields = GenerationFields { max_tokens: Some(14), ..GenerationFields::default() };
+            let plan = Plan { fields: &fields, bounds: &bounds, default_max_tokens: 40, source };
+            let prompt = PromptIds { pinned: 9, snapshot_at: Some(3), ..PromptIds::from(vec![0; prompt]) };
+            plan.request("r", &prompt, SamplingParams::default())
+        };
+        let (chat, text) = (PromptSource::Messages, PromptSource::Prompt);
+        let cache =
+            |snapshots, source, prompt| request(snapshots, source, None, prompt).expect("it fits").cache;
+        assert_eq!(cache(false, chat, 50), CacheSettings::full(64));
+        assert_eq!(cache(true, text, 50), CacheSettings::full(64));
+        let folding = cache(true, chat, 50);
+        assert_eq!((folding.method, folding.slots, folding.sinks), (CacheMethod::Observed, 64, 9));
+        assert_eq!(cache(false, text, 51), folding);
+        assert_eq!(cache(true, chat, 5000), folding, "the same at any length");
+        let full = |prompt| request(true, chat, Some(CacheMethod::Full), prompt);
+        assert_eq!(full(486).expect("500 tokens").cache, CacheSettings::full(500));
+        let error = full(487).expect_err("501 tokens");
+        assert_eq!(error.kind, ErrorKind::ContextLengthExceeded);
+        assert!(error.message.contains("500") && error.message.contains("kv_cache.method"), "{error:?}");
+        let request = request(true, chat, None, 50).expect("it fits");
+        assert_eq!((request.use_snapshots, request.snapshot_at), (true, Some(3)));
+    }
+
     #[test]
     fn truncation_keeps_the_end() {
         let bounds = test_bounds();
