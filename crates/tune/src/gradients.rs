@@ -194,6 +194,19 @@ pub(crate) fn smooth_l1(x: &Tensor) -> Result<Tensor> {
     with_rule(y, x, |arg, _, grad| grad * arg.detach().clamp(-1.0, 1.0)?)
 }
 
+/// Cross-entropy between a Bernoulli variable with constant mean `y` and the one with log-odds `x`, element
+/// by element.
+pub(crate) fn logistic_loss(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let (size, y) = (x.detach().abs()?, y.detach());
+    let tail = (size.neg()?.exp()? + 1.0)?.log()?;
+    let loss = ((x.detach().maximum(0f32)? - (x.detach() * &y)?)? + tail)?;
+    with_rule(loss, x, move |arg, _, grad| {
+        // A sigmoid that cannot overflow: half of 1 + tanh of half.
+        let mean = ((arg.detach() / 2.0)?.tanh()?.affine(0.5, 0.5))?;
+        grad * (mean - &y)?
+    })
+}
+
 /// A convolution along time as one matrix product: `y[g, t] = Σ_tau x[g, t + tau] * weight[tau]ᵀ`
 /// with constant `x [g, n + taps - 1, c]` and `weight [taps, out, c]`; `y [g, n, out]`. The gradient
 /// is the weight's.

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::{
     decoder::Decoder,
     error::Result,
-    gradients::smooth_l1,
+    gradients::{logistic_loss, smooth_l1},
     parameters::{Gradients, Parameters},
     recipe::{Kind, TrainingBatch},
     scorer::{self, LayerScorer, Output, ScorerShape, log_observed},
@@ -52,21 +52,29 @@ impl<'a> LearnedTrainer<'a> {
         let ids = ids_tensor(&batch.sequences[part.clone()], self.decoder.device())?;
         let aim = match batch.kind {
             Kind::Natural => Aim::Mean,
-            Kind::Repeat | Kind::Questions => Aim::Max {
-                from: batch.asks_from[part.clone()].to_vec(),
-                columns: batch.askable[part].iter().copied().max().unwrap_or(0),
+            Kind::Repeat | Kind::Questions => Aim::Answers {
+                rows: batch.answering[part.clone()].to_vec(),
+                before: batch.askable[part].to_vec(),
             },
         };
-        Teacher::new(self.decoder, self.settings.window, CHUNK).walk(&ids, &aim, visit)
+        Teacher::new(self.decoder, self.window(batch), CHUNK).walk(&ids, &aim, visit)
+    }
+
+    /// Queries after a token that are observed in this batch.
+    fn window(&self, batch: &TrainingBatch) -> usize {
+        let windows = &self.settings.windows;
+        windows[batch.step as usize % windows.len()]
     }
 
     /// Tokens of a sequence whose scores count.
     fn scored(&self, batch: &TrainingBatch, sequence: usize) -> Range<usize> {
         let length = batch.length();
+        let window = self.window(batch);
         let end = match batch.kind {
             // Of the last tokens too few later queries are known.
-            Kind::Natural => length.saturating_sub(self.settings.window + (length / 8).min(512)),
-            Kind::Repeat | Kind::Questions => batch.askable[sequence],
+            Kind::Natural => length.saturating_sub(window + (length / 8).min(512)),
+            // What the last ones received came from the questions, for the most part.
+            Kind::Repeat | Kind::Questions => batch.askable[sequence].saturating_sub(window / 2),
         };
         SINKS.min(end)..end
     }
@@ -86,13 +94,43 @@ impl<'a> LearnedTrainer<'a> {
     }
 }
 
-/// The output that a kind trains, and the log of its target.
-fn target(kind: Kind, maps: &LayerMaps) -> Result<(Output, Tensor)> {
-    let (output, floor) = match kind {
-        Kind::Natural => (Output::Text, 1e-6),
-        Kind::Repeat | Kind::Questions => (Output::Recall, 1e-5),
-    };
-    Ok((output, (&maps.target + floor)?.log()?))
+/// The output that a kind trains.
+fn output(kind: Kind) -> Output {
+    match kind {
+        Kind::Natural => Output::Text,
+        Kind::Repeat | Kind::Questions => Output::Recall,
+    }
+}
+
+/// The loss of every score `[b, n, kv_heads]`; `weights` say which count.
+///
+/// The text score regresses the log of the mean attention of later text. The recall score is the
+/// log-odds of the largest attention that an answer pays: cross-entropy makes it the *expected* one, where
+/// regression of logs would predict a typical one, which for a token that is seldom asked for, but then
+/// with all attention, is next to nothing. Divided by the entropy of the sequence's mean, so that
+/// layers count alike.
+fn losses(kind: Kind, predicted: &Tensor, maps: &LayerMaps, weights: &Tensor) -> Result<Tensor> {
+    match output(kind) {
+        Output::Text => Ok(smooth_l1(&(predicted - text_target(maps)?)?)?),
+        Output::Recall => {
+            let mean = counted_mean(&maps.target, weights)?;
+            let rest = mean.affine(-1.0, 1.0)?;
+            let entropy = ((&mean * mean.log()?)? + (&rest * rest.log()?)?)?.affine(-1.0, 1e-3)?;
+            Ok(logistic_loss(predicted, &maps.target)?.broadcast_div(&entropy)?)
+        }
+    }
+}
+
+/// Log of the mean attention of later text.
+fn text_target(maps: &LayerMaps) -> Result<Tensor> {
+    Ok((&maps.target + 1e-6)?.log()?)
+}
+
+/// Mean of `x [b, n, kv_heads]` over what counts in each sequence `[b, 1, 1]`, inside (0, 1) by a margin.
+fn counted_mean(x: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    let sums = |x: &Tensor| x.sum_keepdim(2)?.sum_keepdim(1);
+    let mean = (sums(&(x * weights)?)? / sums(weights)?.maximum(1e-30f32)?)?;
+    Ok(mean.clamp(1e-5f32, 0.9f32)?)
 }
 
 impl Trainer for LearnedTrainer<'_> {
@@ -139,10 +177,19 @@ impl Trainer for LearnedTrainer<'_> {
         let (a, b2) = (parameters.get("a").cloned(), parameters.get("b2").cloned());
         let (Some(a), Some(b2)) = (a, b2) else { return Ok(()) };
         self.walk(batch, part, |layer, maps| {
-            let (output, target) = target(batch.kind, &maps)?;
-            let a = a.get(layer)?.narrow(1, output as usize, 1)?.squeeze(1)?;
-            let rest = (target - log_observed(&maps.observed)?.broadcast_mul(&a)?)?;
-            biases.push(rest.narrow(1, start, end - start)?.contiguous()?.flatten(0, 1)?.mean(0)?);
+            let a = a.get(layer)?.narrow(1, output(batch.kind) as usize, 1)?.squeeze(1)?;
+            let mean = |x: &Tensor| -> Result<Tensor> {
+                Ok(x.narrow(1, start, end - start)?.contiguous()?.flatten(0, 1)?.mean(0)?)
+            };
+            let known = mean(&log_observed(&maps.observed)?.broadcast_mul(&a)?)?;
+            let wanted = match output(batch.kind) {
+                Output::Text => mean(&text_target(&maps)?)?,
+                Output::Recall => {
+                    let share = mean(&maps.target)?.clamp(1e-4f32, 0.9f32)?;
+                    (share.log()? - share.affine(-1.0, 1.0)?.log()?)?
+                }
+            };
+            biases.push((wanted - known)?);
             if step == 0 {
                 scales.push(inverse_deviation(&maps.features)?);
             }
@@ -170,9 +217,9 @@ impl Trainer for LearnedTrainer<'_> {
             let weights = (self.loss_weights(batch, part.clone())? / layers)?;
             self.walk(batch, part, |layer, maps| {
                 let leaves = parameters.leaves(layer)?;
-                let (output, target) = target(batch.kind, &maps)?;
-                let predicted = LayerScorer::of(&leaves)?.predict(&maps.features, &maps.observed, output)?;
-                let loss = (smooth_l1(&(predicted - target)?)? * &weights)?.sum_all()?;
+                let scorer = LayerScorer::of(&leaves)?;
+                let predicted = scorer.predict(&maps.features, &maps.observed, output(batch.kind))?;
+                let loss = (losses(batch.kind, &predicted, &maps, &weights)? * &weights)?.sum_all()?;
                 gradients.add(layer, &leaves, &loss.backward()?)?;
                 total = (&total + loss.detach())?;
                 Ok(())

@@ -19,10 +19,11 @@ const FACTS: u64 = 2;
 const SEPARATOR: &str = "\n\nRepeat the text above word for word:\n\n";
 
 /// What a sequence teaches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
     /// A window of one document.
+    #[default]
     Natural,
     /// A text, a separator, the same text again.
     Repeat,
@@ -31,9 +32,16 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// In the order of a cycle.
-    pub(crate) const CYCLE: [Self; 6] =
-        [Self::Natural, Self::Repeat, Self::Questions, Self::Natural, Self::Questions, Self::Repeat];
+    /// In the order of a cycle: what is asked for teaches most, and the first two calibrate both outputs.
+    pub(crate) const CYCLE: [Self; 7] = [
+        Self::Natural,
+        Self::Questions,
+        Self::Questions,
+        Self::Repeat,
+        Self::Questions,
+        Self::Natural,
+        Self::Questions,
+    ];
 
     /// The kind of a step.
     pub(crate) fn of_step(step: u64) -> Self {
@@ -50,20 +58,37 @@ impl Kind {
 }
 
 /// Sequences of one kind and equal length.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TrainingBatch {
     pub kind: Kind,
+    /// The step that it is for.
+    pub step: u64,
     /// One `[length]` per sequence.
     pub sequences: Vec<Vec<u32>>,
     /// Per sequence the first token of the part that asks; 0 for [`Kind::Natural`].
     pub asks_from: Vec<usize>,
     /// Per sequence how many tokens from the start can be asked for.
     pub askable: Vec<usize>,
+    /// Per sequence the rows that predict a token of an answer; none for [`Kind::Natural`].
+    pub answering: Vec<Vec<u32>>,
 }
 
 impl TrainingBatch {
     pub(crate) fn length(&self) -> usize {
         self.sequences.first().map_or(0, Vec::len)
+    }
+}
+
+/// A question with its answer.
+struct Asked {
+    ids: Vec<u32>,
+    /// Index of the answer's first token.
+    answer: usize,
+}
+
+impl Asked {
+    fn len(&self) -> usize {
+        self.ids.len()
     }
 }
 
@@ -107,12 +132,11 @@ impl<'a> Recipe<'a> {
 
     /// The batch of a step; steps must be asked for in order.
     pub(crate) fn batch(&mut self, step: u64, kind: Kind) -> Result<TrainingBatch> {
-        let mut batch =
-            TrainingBatch { kind, sequences: Vec::new(), asks_from: Vec::new(), askable: Vec::new() };
+        let mut batch = TrainingBatch { kind, step, ..TrainingBatch::default() };
         for at in 0..self.batch {
             let window = self.windows.next()?;
-            let (sequence, asks_from, askable) = match kind {
-                Kind::Natural => (window, 0, 0),
+            let (sequence, asks_from, askable, answering) = match kind {
+                Kind::Natural => (window, 0, 0, Vec::new()),
                 Kind::Repeat => self.repeat(&window),
                 Kind::Questions => {
                     let mut random = random(self.seed, FACTS, step * self.batch as u64 + at as u64);
@@ -122,22 +146,25 @@ impl<'a> Recipe<'a> {
             batch.sequences.push(sequence);
             batch.asks_from.push(asks_from);
             batch.askable.push(askable);
+            batch.answering.push(answering);
         }
         Ok(batch)
     }
 
-    fn repeat(&self, window: &[u32]) -> (Vec<u32>, usize, usize) {
+    fn repeat(&self, window: &[u32]) -> (Vec<u32>, usize, usize, Vec<u32>) {
         let askable = (self.length - self.separator.len()) / 2;
         let text = &window[..askable];
         let sequence = [text, &self.separator, text].concat();
-        (sequence, askable + self.separator.len(), askable)
+        let asks_from = askable + self.separator.len();
+        let answering = (asks_from as u32 - 1..sequence.len() as u32 - 1).collect();
+        (sequence, asks_from, askable, answering)
     }
 
-    fn questions(&self, window: &[u32], random: &mut StdRng) -> Result<(Vec<u32>, usize, usize)> {
+    fn questions(&self, window: &[u32], random: &mut StdRng) -> Result<(Vec<u32>, usize, usize, Vec<u32>)> {
         let least = (8 * self.length / 4096).max(1);
         let most = (20 * self.length / 4096).max(least + 1);
         let mut planted = Vec::new();
-        let mut asked = Vec::new();
+        let mut asked: Vec<Asked> = Vec::new();
         let count = random.random_range(least..most);
         // Of a short sequence only a short fact may be a part.
         let spare = facts(16, random);
@@ -146,8 +173,9 @@ impl<'a> Recipe<'a> {
                 break;
             }
             let (statement, question) = self.encode(&fact, random)?;
-            let len = |all: &[Vec<u32>]| all.iter().map(Vec::len).sum::<usize>();
-            let used = len(&planted) + len(&asked) + statement.len() + question.len();
+            let used =
+                planted.iter().map(Vec::len).sum::<usize>() + asked.iter().map(Asked::len).sum::<usize>();
+            let used = used + statement.len() + question.len();
             // Facts must stay rare in the text, as they are where they will be looked for.
             if used <= self.length / 2 {
                 planted.push(statement);
@@ -158,8 +186,8 @@ impl<'a> Recipe<'a> {
             let reason = format!("is {}; a fact and its question do not fit in half of it", self.length);
             return Err(Error::setting("sequence", reason));
         }
-        let asked = asked.concat();
-        let text_len = self.length - asked.len() - planted.iter().map(Vec::len).sum::<usize>();
+        let asked_len: usize = asked.iter().map(Asked::len).sum();
+        let text_len = self.length - asked_len - planted.iter().map(Vec::len).sum::<usize>();
         let places = planted.iter().map(|_| {
             let share = random.random_range(0.02..0.93);
             ((share * text_len as f64) as usize).max(1)
@@ -174,18 +202,28 @@ impl<'a> Recipe<'a> {
         }
         sequence.extend_from_slice(&window[copied..text_len]);
         let asks_from = sequence.len();
-        sequence.extend_from_slice(&asked);
-        Ok((sequence, asks_from, asks_from))
+        let mut answering = Vec::new();
+        for Asked { ids, answer } in asked {
+            let first = sequence.len() + answer;
+            sequence.extend_from_slice(&ids);
+            answering.extend(first as u32 - 1..sequence.len() as u32 - 1);
+        }
+        Ok((sequence, asks_from, asks_from, answering))
     }
 
     /// Tokens to plant and tokens to ask with.
-    fn encode(&self, fact: &Fact, random: &mut StdRng) -> Result<(Vec<u32>, Vec<u32>)> {
+    fn encode(&self, fact: &Fact, random: &mut StdRng) -> Result<(Vec<u32>, Asked)> {
         let mut pick = |of: &[&'static str]| of.choose(random).copied().unwrap_or_default();
         let statement =
             format!("{}{}{}", pick(&["\n\n", " ", "\n"]), fact.statement, pick(&["\n\n", " ", "\n"]));
         let opening = pick(&["", "Question: ", "Recall: ", "Now, ", "- "]);
-        let question = format!("\n\n{opening}{}{}", fact.question, fact.answer);
-        Ok((self.processor.encode(&statement, false)?, self.processor.encode(&question, false)?))
+        let question = format!("\n\n{opening}{}", fact.question);
+        let asked = self.processor.encode(&question, false)?;
+        let ids = self.processor.encode(&format!("{question}{}", fact.answer), false)?;
+        // Where both tokenisations part, the answer begins.
+        let answer = asked.iter().zip(&ids).take_while(|(a, b)| a == b).count();
+        let answer = answer.clamp(1, ids.len().saturating_sub(1).max(1));
+        Ok((self.processor.encode(&statement, false)?, Asked { ids, answer }))
     }
 }
 
@@ -199,7 +237,7 @@ mod tests {
         let (folder, processor) = (tempfile::tempdir().unwrap(), testing::processor());
         let path = testing::text(folder.path());
         let mut recipe = Recipe::new(&[path], &processor, 3, 1000, 5).unwrap();
-        for step in 0..6 {
+        for step in 0..7 {
             let batch = recipe.batch(step, Kind::of_step(step)).unwrap();
             assert_eq!(batch.sequences.len(), 3);
             for (at, ids) in batch.sequences.iter().enumerate() {
@@ -207,7 +245,10 @@ mod tests {
                 let text = processor.decode(ids, false);
                 let (from, askable) = (batch.asks_from[at], batch.askable[at]);
                 match batch.kind {
-                    Kind::Natural => assert_eq!((ids.len(), from, askable), (1000, 0, 0)),
+                    Kind::Natural => {
+                        assert_eq!((ids.len(), from, askable), (1000, 0, 0));
+                        assert!(batch.answering[at].is_empty());
+                    }
                     Kind::Repeat => {
                         assert_eq!(ids[..askable], ids[from..]);
                         assert!(text.contains(SEPARATOR) && ids.len() >= 999);
@@ -216,6 +257,15 @@ mod tests {
                         assert_eq!((ids.len(), from), (1000, askable));
                         assert!((500..990).contains(&from), "{from}");
                         assert!(processor.decode(&ids[from..], false).starts_with("\n\n"));
+                        // What is answered was said before, word for word.
+                        let answers = batch.answering[at].chunk_by(|a, b| a + 1 == *b);
+                        for rows in answers {
+                            let answer = &ids[rows[0] as usize + 1..=rows[rows.len() - 1] as usize + 1];
+                            let answer = processor.decode(answer, false);
+                            let told = processor.decode(&ids[..from], false);
+                            let words = answer.trim_matches(|c: char| !c.is_alphanumeric());
+                            assert!(told.contains(words), "{answer:?} was not told");
+                        }
                     }
                 }
             }

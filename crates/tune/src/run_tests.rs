@@ -32,7 +32,12 @@ fn settings(folder: &Path, method: Method) -> Settings {
 
 fn methods() -> [Method; 2] {
     [
-        Method::Learned(LearnedSettings { hidden: 8, kernel: 3, window: 20, ..LearnedSettings::default() }),
+        Method::Learned(LearnedSettings {
+            hidden: 8,
+            kernel: 3,
+            windows: vec![20],
+            ..LearnedSettings::default()
+        }),
         Method::Lococo(LococoSettings { slots: 16, ring: 24, kernel: 3, ..LococoSettings::default() }),
     ]
 }

@@ -32,8 +32,9 @@ pub struct LearnedSettings {
     pub hidden: usize,
     /// Taps of its convolution.
     pub kernel: usize,
-    /// Queries after a token whose attention is observed, not predicted.
-    pub window: usize,
+    /// Queries after a token whose attention is observed, not predicted: one of these by turns, so that
+    /// scores fit tokens of any age.
+    pub windows: Vec<usize>,
     /// Factor on the learning rate of the coefficient of observed attention.
     pub coefficient_rate: f64,
     /// Recent tokens that are always kept, in thousandths of the slots: recommended to the server.
@@ -49,11 +50,11 @@ impl Default for LearnedSettings {
         Self {
             hidden: 96,
             kernel: 9,
-            window: 96,
+            windows: vec![96, 512, 1536],
             coefficient_rate: 20.0,
             recent_permille: 250,
             beta: 1.0,
-            recall_permille: 300,
+            recall_permille: 500,
         }
     }
 }
@@ -196,8 +197,9 @@ impl Settings {
         }
         match &self.method {
             Method::Learned(learned) => {
-                at_least("sequence", self.sequence, 2 * learned.window)?;
-                at_least("window", learned.window, 1)?;
+                let longest = learned.windows.iter().copied().max().unwrap_or(0);
+                at_least("sequence", self.sequence, 2 * longest)?;
+                at_least("window", learned.windows.iter().copied().min().unwrap_or(0), 1)?;
                 at_least("hidden", learned.hidden, 1)?;
                 at_least("kernel", learned.kernel, 2)
             }

@@ -3,7 +3,7 @@
 //! For token `i` of a sequence, over the query heads of a KV head's group:
 //! * *observed*: mean attention that queries `i .. i + window` give it, what a running mean would know;
 //! * *target*: either the mean attention of all later queries ([`Aim::Mean`]), or the largest of any
-//!   query at or after the place where it is asked for ([`Aim::Max`]).
+//!   query that predicts a token of an answer ([`Aim::Answers`]).
 //!
 //! Attention maps exist for one layer and `chunk` queries at a time.
 
@@ -18,13 +18,12 @@ use crate::{decoder::Decoder, error::Result};
 pub(crate) enum Aim {
     /// Mean attention of queries `j >= i + window`.
     Mean,
-    /// Largest attention of queries `j >= max(i + window, from[sequence])`, known for the first
-    /// `columns` tokens (0 elsewhere).
-    Max {
-        /// Per sequence of the batch.
-        from: Vec<usize>,
-        /// How many tokens from the start are wanted.
-        columns: usize,
+    /// Largest attention of the given queries on the tokens before the questions, 0 on others.
+    Answers {
+        /// Per sequence the rows that predict answers; at least one.
+        rows: Vec<Vec<u32>>,
+        /// Per sequence how many tokens come before the questions.
+        before: Vec<usize>,
     },
 }
 
@@ -89,6 +88,10 @@ impl<'a> Teacher<'a> {
         let rotation = decoder.rotation(0, ids.dim(1)?)?;
         let mut masks = Masks::default();
         let mut x = decoder.embed(ids)?;
+        let answers = match aim {
+            Aim::Mean => None,
+            Aim::Answers { rows, before } => Some(Answers::new(rows, before, ids.dim(1)?, self.chunk, &x)?),
+        };
         for layer in 0..config.num_layers {
             let heads = decoder.project(layer, &x)?;
             let queries = decoder.rotate(&heads.queries, &rotation)?;
@@ -96,7 +99,7 @@ impl<'a> Teacher<'a> {
             let keys = decoder.rotate(&heads.keys, &rotation)?;
             let window = config.sliding_window.get(layer).copied().flatten();
             let (attended, observed, target) =
-                self.attend(&queries, &keys, &heads.values, window, aim, &mut masks)?;
+                self.attend(&queries, &keys, &heads.values, window, answers.as_ref(), &mut masks)?;
             let features = decoder.features(&heads.keys, &heads.values)?;
             let last = layer + 1 == config.num_layers;
             if !last {
@@ -122,7 +125,7 @@ impl<'a> Teacher<'a> {
         keys: &Tensor,
         values: &Tensor,
         sliding: Option<usize>,
-        aim: &Aim,
+        answers: Option<&Answers>,
         masks: &mut Masks,
     ) -> Result<(Tensor, Tensor, Tensor)> {
         let (batch, heads, n, head_dim) = queries.dims4()?;
@@ -141,27 +144,30 @@ impl<'a> Teacher<'a> {
             outputs.push(output.reshape((batch, heads, count, head_dim))?);
             let [early, late] = self.band(&p, chunk, shape, masks)?;
             observed = (observed + place(&early, chunk.band, n)?)?;
-            match aim {
-                Aim::Mean => {
-                    target = (target + place(&late, chunk.band, n)?)?;
-                    if chunk.band > 0 {
-                        let older = column_sums(&p, shape)?.narrow(2, 0, chunk.band)?;
-                        target = (target + place(&older, 0, n)?)?;
-                    }
-                }
-                Aim::Max { from, columns } => {
-                    if let Some(most) = self.column_max(&p, chunk, shape, from, *columns)? {
-                        target = target.maximum(&place(&most, 0, n)?)?;
-                    }
+            if answers.is_none() {
+                target = (target + place(&late, chunk.band, n)?)?;
+                if chunk.band > 0 {
+                    let older = column_sums(&p, shape)?.narrow(2, 0, chunk.band)?;
+                    target = (target + place(&older, 0, n)?)?;
                 }
             }
         }
-        let observed = (observed / (shape.group * self.window) as f64)?;
-        if matches!(aim, Aim::Mean) {
-            target = target.broadcast_mul(&self.shares(n, shape.group, queries.device())?)?;
-        }
+        let observed = observed.broadcast_mul(&self.early_shares(n, shape.group, queries.device())?)?;
+        target = match answers {
+            None => target.broadcast_mul(&self.shares(n, shape.group, queries.device())?)?,
+            Some(answers) => {
+                let queries = queries.reshape((batch, heads, n, head_dim))?;
+                answers.largest(&queries, keys, sliding)?
+            }
+        };
         let by_row = |x: Tensor| -> Result<Tensor> { Ok(x.transpose(1, 2)?.contiguous()?) };
         Ok((Tensor::cat(&outputs, 2)?, by_row(observed)?, by_row(target)?))
+    }
+
+    /// 1 / (number of early queries and heads) of every token.
+    fn early_shares(&self, n: usize, group: usize, device: &Device) -> Result<Tensor> {
+        let shares: Vec<f32> = (0..n).map(|i| 1.0 / ((n - i).min(self.window) * group) as f32).collect();
+        Ok(Tensor::from_vec(shares, n, device)?)
     }
 
     /// 1 / (number of late queries and heads) of every token.
@@ -202,47 +208,72 @@ impl<'a> Teacher<'a> {
         };
         Ok([sums(&pair[0])?, sums(&pair[1])?])
     }
+}
 
-    /// Largest late attention on the first `columns` tokens from each sequence's own start on:
-    /// `[b, kv_heads, columns up to the chunk's end]` f32, or `None` if no query counts.
-    fn column_max(
-        &self,
-        p: &Tensor,
-        chunk: Chunk,
-        shape: Shape,
-        from: &[usize],
-        columns: usize,
-    ) -> Result<Option<Tensor>> {
-        let columns = columns.min(chunk.end);
-        if columns == 0 || from.iter().all(|&from| from >= chunk.end) {
-            return Ok(None);
+/// Queries that predict answers, and what they may see; the same for all layers.
+struct Answers {
+    /// Parts of at most `chunk` queries: their rows `[b, count]`, and the mask.
+    parts: Vec<(Tensor, Tensor)>,
+    /// 1 for tokens before the questions, else 0: `[b, 1, n]` f32.
+    before: Tensor,
+}
+
+impl Answers {
+    fn new(rows: &[Vec<u32>], before: &[usize], n: usize, chunk: usize, like: &Tensor) -> Result<Self> {
+        let most = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let mut parts = Vec::new();
+        for first in (0..most).step_by(chunk) {
+            let count = chunk.min(most - first);
+            // Sequences with fewer rows repeat their last one, which no maximum sees.
+            let padded = rows.iter().flat_map(|rows| {
+                let row = |i: usize| rows.get(i).or(rows.last()).copied().unwrap_or(0);
+                (first..first + count).map(row)
+            });
+            let padded: Vec<u32> = padded.collect();
+            let hidden =
+                padded.iter().flat_map(|&row| (0..n as u32).map(move |i| if i > row { -1e9 } else { 0.0 }));
+            let mask = Tensor::from_vec(hidden.collect::<Vec<f32>>(), (rows.len(), count, n), &Device::Cpu)?;
+            let mask = mask.to_dtype(like.dtype())?.to_device(like.device())?;
+            let index =
+                Tensor::from_vec(padded, (rows.len(), count), &Device::Cpu)?.to_device(like.device())?;
+            parts.push((index, mask));
         }
-        let Shape { batch, kv_heads, group } = shape;
-        let count = chunk.end - chunk.start;
-        let p = p.reshape((batch, kv_heads, group, count, chunk.end))?;
-        let of = |first: usize, sequences: usize, from: usize| -> Result<Tensor> {
-            let from = from.max(chunk.start);
-            if from >= chunk.end {
-                return Ok(Tensor::zeros((sequences, kv_heads, columns), p.dtype(), p.device())?);
-            }
-            let mut late = p.narrow(0, first, sequences)?.narrow(4, 0, columns)?;
-            late = late.narrow(3, from - chunk.start, chunk.end - from)?;
-            if from < columns - 1 + self.window {
-                let pairs = (from..chunk.end).flat_map(|j| (0..columns).map(move |i| (i, j)));
-                let keep = pairs.map(|(i, j)| f32::from(u8::from(j >= i + self.window)));
-                let keep = Tensor::from_vec(keep.collect(), (chunk.end - from, columns), &Device::Cpu)?;
-                late = late.broadcast_mul(&keep.to_dtype(p.dtype())?.to_device(p.device())?)?;
-            }
-            Ok(late.max(3)?.max(2)?)
-        };
-        let most = if from.windows(2).all(|pair| pair[0] == pair[1]) {
-            of(0, batch, from.first().copied().unwrap_or(0))?
-        } else {
-            let each = from.iter().enumerate().map(|(sequence, &from)| of(sequence, 1, from));
-            Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)?
-        };
-        Ok(Some(most.to_dtype(DType::F32)?))
+        let keep = before.iter().flat_map(|&before| (0..n).map(move |i| f32::from(u8::from(i < before))));
+        let before = Tensor::from_vec(keep.collect::<Vec<f32>>(), (before.len(), 1, n), &Device::Cpu)?;
+        Ok(Self { parts, before: before.to_device(like.device())? })
     }
+
+    /// Largest attention of any answering query `[b, kv_heads, n]` f32; `queries` scaled `[b, heads, n, d]`.
+    fn largest(&self, queries: &Tensor, keys: &Tensor, sliding: Option<usize>) -> Result<Tensor> {
+        let (batch, heads, n, head_dim) = queries.dims4()?;
+        let kv_heads = keys.dim(1)?;
+        let group = heads / kv_heads;
+        let mut largest = Tensor::zeros((batch, kv_heads, n), DType::F32, queries.device())?;
+        for (rows, mask) in &self.parts {
+            let count = rows.dim(1)?;
+            let index = rows.reshape((batch, 1, count, 1))?.broadcast_as((batch, heads, count, head_dim))?;
+            let q = queries.gather(&index.contiguous()?, 2)?;
+            let q = q.reshape((batch, kv_heads, group * count, head_dim))?;
+            let scores = q.matmul(&keys.t()?)?.reshape((batch, kv_heads * group, count, n))?;
+            let mut scores = scores.broadcast_add(&mask.unsqueeze(1)?)?;
+            if let Some(window) = sliding.filter(|&window| window < n) {
+                let ages =
+                    rows.to_dtype(DType::F32)?.unsqueeze(2)?.broadcast_sub(&positions(n, rows.device())?)?;
+                let old = ages.ge(window as f64)?.to_dtype(scores.dtype())?.affine(-1e9, 0.0)?;
+                scores = scores.broadcast_add(&old.unsqueeze(1)?)?;
+            }
+            let p =
+                candle_nn::ops::softmax_last_dim(&scores)?.reshape((batch, kv_heads, group * count, n))?;
+            largest = largest.maximum(&p.max(2)?.to_dtype(DType::F32)?)?;
+        }
+        Ok(largest.broadcast_mul(&self.before)?)
+    }
+}
+
+/// `[1, 1, n]` f32.
+fn positions(n: usize, device: &Device) -> Result<Tensor> {
+    let positions: Vec<f32> = (0..n).map(|i| i as f32).collect();
+    Ok(Tensor::from_vec(positions, (1, 1, n), device)?)
 }
 
 /// Attention of one chunk `[b, kv_heads, group * queries, end]`; `q` scaled.

@@ -41,15 +41,15 @@ fn naive(decoder: &Decoder, ids: &Tensor, aim: &Aim) -> Vec<[Vec<f64>; 2]> {
                 out.iter_mut().zip(row(&v, i)).for_each(|(out, value)| *out += p * value);
                 let at = (b * n + i) * kv_heads + kv;
                 if j - i < WINDOW {
-                    observed[at] += p / (group * WINDOW) as f64;
-                    continue;
+                    observed[at] += p / (group * WINDOW.min(n - i)) as f64;
                 }
                 match aim {
+                    Aim::Mean if j - i < WINDOW => {}
                     Aim::Mean => target[at] += p / (group * (n - i - WINDOW)) as f64,
-                    Aim::Max { from, columns } if j >= from[b] && i < *columns => {
+                    Aim::Answers { rows, before } if rows[b].contains(&(j as u32)) && i < before[b] => {
                         target[at] = target[at].max(p);
                     }
-                    Aim::Max { .. } => {}
+                    Aim::Answers { .. } => {}
                 }
             }
         }
@@ -86,8 +86,8 @@ fn check(tiny: &TinyLlama, aim: &Aim, chunk: usize) {
 #[test]
 fn maps_equal_plain_loops() {
     let tiny = TinyLlama::default();
-    let uneven = Aim::Max { from: vec![20, 31], columns: 18 };
-    let even = Aim::Max { from: vec![24, 24], columns: 21 };
+    let uneven = Aim::Answers { rows: vec![vec![20, 22, 23, 41], vec![33]], before: vec![20, 31] };
+    let even = Aim::Answers { rows: vec![(25..42).collect(), (24..41).collect()], before: vec![24, 24] };
     for aim in [Aim::Mean, uneven, even] {
         for chunk in [3, 16, 64] {
             check(&tiny, &aim, chunk);
@@ -100,7 +100,10 @@ fn sliding_windows_and_head_norms_are_the_models() {
     let mistral = TinyLlama::default()
         .with("model_type", "mistral")
         .with("architectures", json!(["MistralForCausalLM"]));
-    check(&mistral.with("sliding_window", 9), &Aim::Mean, 16);
+    let mistral = mistral.with("sliding_window", 9);
+    check(&mistral, &Aim::Mean, 16);
+    let answers = Aim::Answers { rows: vec![(25..42).collect(), vec![26]], before: vec![24, 21] };
+    check(&mistral, &answers, 16);
     let qwen =
         TinyLlama::default().with("model_type", "qwen3").with("architectures", json!(["Qwen3ForCausalLM"]));
     check(&qwen.with("head_dim", 16), &Aim::Mean, 16);
