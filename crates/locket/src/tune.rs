@@ -93,9 +93,10 @@ struct LearnedArgs {
     /// Width of the scorer's hidden layer [default: 96].
     #[arg(long)]
     hidden: Option<usize>,
-    /// Queries after a token whose attention is observed, not predicted [default: 96].
-    #[arg(long)]
-    window: Option<usize>,
+    /// Queries after a token whose attention is observed, not predicted: one of these by turns
+    /// [default: 96,512,1536].
+    #[arg(long, value_delimiter = ',')]
+    windows: Vec<usize>,
     /// Factor on the learning rate of the coefficient of observed attention [default: 20].
     #[arg(long)]
     coefficient_rate: Option<f64>,
@@ -206,7 +207,7 @@ impl LococoArgs {
                 Method::Learned(LearnedSettings {
                     hidden: learned.hidden.unwrap_or(preset.hidden),
                     kernel: lococo.kernel.unwrap_or(preset.kernel),
-                    window: learned.window.unwrap_or(preset.window),
+                    windows: if learned.windows.is_empty() { preset.windows } else { learned.windows },
                     coefficient_rate: learned.coefficient_rate.unwrap_or(preset.coefficient_rate),
                     recent_permille: learned.recent_permille.unwrap_or(preset.recent_permille),
                     beta: learned.beta.unwrap_or(preset.beta),

@@ -5,6 +5,9 @@
 use super::{FoldMethod, LayerView, Scores};
 use crate::Error;
 
+/// Steps of a likeness that are told apart.
+const STEPS: f32 = 65_536.0;
+
 pub(super) struct KeyDiff;
 
 impl FoldMethod for KeyDiff {
@@ -23,7 +26,8 @@ impl FoldMethod for KeyDiff {
             }
             normalise(&mut mean);
             let likeness = |key: &[f32]| key.iter().zip(&mean).map(|(a, b)| a * b).sum::<f32>();
-            scores.first.extend(keys.chunks_exact(dim).map(|key| -likeness(key)));
+            // Keys of one token are equal before rotation but for rounding: such ties keep the older one.
+            scores.first.extend(keys.chunks_exact(dim).map(|key| (-likeness(key) * STEPS).round()));
         }
         Ok(())
     }
