@@ -94,9 +94,9 @@ fn rows() -> Vec<Row> {
             "invalid_value",
             "locket.kv_cache.method",
         ),
-        (chat(json!({"max_tokens": 100_000})), 400, "context_length_exceeded", "messages"),
+        (chat(json!({"max_tokens": 200_000})), 400, "context_length_exceeded", "messages"),
         (
-            chat(json!({"messages": [{"role": "user", "content": "word ".repeat(9000)}]})),
+            chat(json!({"messages": [{"role": "user", "content": "word ".repeat(140_000)}]})),
             400,
             "context_length_exceeded",
             "messages",
