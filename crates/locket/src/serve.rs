@@ -23,6 +23,8 @@ use crate::{
 
 /// HTTP, JSON and tokenizing need little; the model has threads of its own.
 const WORKER_THREADS: usize = 2;
+/// Generated turns that outlive the process, beside the snapshots.
+const TURN_FILE: &str = "turns.journal";
 /// What shells use for a process that a signal ended.
 const EXIT_SIGNALLED: u8 = 130;
 
@@ -165,6 +167,8 @@ fn server_config(parts: &Parts<'_>) -> ServerConfig {
         drain_timeout: config.engine.drain_timeout,
         cache: plan.choice.bounds.clone(),
         turn_memory_bytes: usize::try_from(plan.snapshots.turn_bytes).unwrap_or(usize::MAX),
+        // The engine has made the folder and locked it for this process.
+        turn_file: config.snapshots.dir.as_ref().map(|folder| folder.join(TURN_FILE)),
         generation: checkpoint.generation,
         version: crate::VERSION.into(),
         fingerprint: format!(
