@@ -94,7 +94,7 @@ struct LearnedArgs {
     #[arg(long)]
     hidden: Option<usize>,
     /// Queries after a token whose attention is observed, not predicted: one of these by turns
-    /// [default: 96,512,1536].
+    /// [default: 96,512,2048].
     #[arg(long, value_delimiter = ',')]
     windows: Vec<usize>,
     /// Factor on the learning rate of the coefficient of observed attention [default: 20].

@@ -32,16 +32,12 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// In the order of a cycle: what is asked for teaches most, and the first two calibrate both outputs.
-    pub(crate) const CYCLE: [Self; 7] = [
-        Self::Natural,
-        Self::Questions,
-        Self::Questions,
-        Self::Repeat,
-        Self::Questions,
-        Self::Natural,
-        Self::Questions,
-    ];
+    /// In the order of a cycle: what is asked for teaches most, repetition least; the first two calibrate
+    /// both outputs.
+    pub(crate) const CYCLE: [Self; 16] = {
+        use Kind::{Natural as N, Questions as Q, Repeat as R};
+        [N, Q, Q, Q, N, Q, Q, Q, N, Q, Q, Q, N, Q, Q, R]
+    };
 
     /// The kind of a step.
     pub(crate) fn of_step(step: u64) -> Self {
@@ -237,7 +233,7 @@ mod tests {
         let (folder, processor) = (tempfile::tempdir().unwrap(), testing::processor());
         let path = testing::text(folder.path());
         let mut recipe = Recipe::new(&[path], &processor, 3, 1000, 5).unwrap();
-        for step in 0..7 {
+        for step in 0..16 {
             let batch = recipe.batch(step, Kind::of_step(step)).unwrap();
             assert_eq!(batch.sequences.len(), 3);
             for (at, ids) in batch.sequences.iter().enumerate() {

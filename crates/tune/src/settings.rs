@@ -50,7 +50,7 @@ impl Default for LearnedSettings {
         Self {
             hidden: 96,
             kernel: 9,
-            windows: vec![96, 512, 1536],
+            windows: vec![96, 512, 2048],
             coefficient_rate: 20.0,
             recent_permille: 250,
             beta: 1.0,

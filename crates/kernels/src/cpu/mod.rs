@@ -16,6 +16,7 @@ pub mod kv;
 mod packed;
 mod quant;
 pub mod rows;
+pub mod scorer;
 mod simd;
 mod simd_x86;
 mod team;

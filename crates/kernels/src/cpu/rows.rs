@@ -15,7 +15,7 @@ use super::{
 const TASK_NUMBERS: usize = 16 << 10;
 
 /// Calls `row` for every row, in parallel if there is enough to do.
-fn for_rows(team: &mut Team, rows: usize, width: usize, row: impl Fn(usize) + Sync) {
+pub(super) fn for_rows(team: &mut Team, rows: usize, width: usize, row: impl Fn(usize) + Sync) {
     let per_task = (TASK_NUMBERS / width.max(1)).max(1);
     team.run(rows.div_ceil(per_task), |_, task| {
         for row_idx in task * per_task..rows.min((task + 1) * per_task) {

@@ -59,11 +59,11 @@ impl LearnedWeights {
         self.layers.iter().map(numbers).sum::<usize>() * size_of::<f32>()
     }
 
-    /// Bytes of buffers in which `rows` tokens are scored: features, raw and scaled, with those before
+    /// Bytes of buffers in which `rows` tokens are scored: features with those before
     /// them, the network's input, hidden units and scores.
     fn workspace_bytes(&self, rows: usize) -> usize {
         let outputs = self.layers.first().map_or(0, |layer| layer.b2.len());
-        let context = 2 * (rows + self.taps - 1) * self.features;
+        let context = (rows + self.taps - 1) * self.features;
         (context + rows * (2 * self.features + self.hidden + outputs)) * size_of::<f32>()
     }
 }

@@ -44,13 +44,15 @@ impl FoldMethod for Expected {
             for key in keys.chunks_exact(dim) {
                 let per_query_head = (0..group).map(|member| {
                     let offset = (head * group + member) * dim;
-                    let score = |row: usize| {
-                        let query = &queries[row * q_dim + offset..][..dim];
-                        query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>() * scale
-                    };
-                    let mean = (0..kept).map(score).sum::<f32>() / kept as f32;
-                    let variance =
-                        (0..kept).map(|row| (score(row) - mean).powi(2)).sum::<f32>() / kept as f32;
+                    let (mut sum, mut squares) = (0.0f32, 0.0f32);
+                    for query in queries.chunks_exact(q_dim) {
+                        let products = query[offset..offset + dim].iter().zip(key);
+                        let score = products.map(|(q, k)| q * k).sum::<f32>() * scale;
+                        sum += score;
+                        squares += score * score;
+                    }
+                    let mean = sum / kept as f32;
+                    let variance = (squares / kept as f32 - mean * mean).max(0.0);
                     mean + 0.5 * variance
                 });
                 scores.first.push(log_sum_exp(per_query_head));

@@ -443,7 +443,8 @@ impl Ops for CpuOps {
             if let (true, Some(scorer)) = (method.scores_rows(), &mut self.scorer) {
                 let count = rows.len();
                 let (state, rotation) = self.cache.state_and_rotation(sequence.block);
-                scorer.gather(layer, rows, new, rotation, state.kept_mut(layer), scored);
+                let threads = (&mut self.team, self.isa);
+                scorer.gather(layer, rows, new, rotation, state.kept_mut(layer), scored, threads);
                 scored += count;
             }
         }

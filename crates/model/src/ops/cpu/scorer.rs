@@ -1,7 +1,11 @@
 //! The learned method's scores: a causal convolution and a small network, once per token.
 
 use candle_core::{DType, Device, Tensor};
-use locket_kernels::cpu::{Isa, Team, kv::KvRows};
+use locket_kernels::cpu::{
+    Isa, Team,
+    kv::KvRows,
+    scorer::{CausalConv, Projection, causal_conv, gelu_project},
+};
 
 use super::weight::{CpuWeight, Input};
 use crate::{
@@ -30,13 +34,10 @@ struct LayerScorer {
 pub(super) struct Scorer {
     features: usize,
     taps: usize,
-    hidden: usize,
     outputs: usize,
     head_dim: usize,
     layers: Vec<LayerScorer>,
-    /// Scaled features of one sequence after its tail `[taps - 1 + rows, features]`.
-    scaled: Vec<f32>,
-    /// Raw features `[taps - 1 + rows, features]`.
+    /// Raw features of one sequence after its tail `[taps - 1 + rows, features]`.
     raw: Vec<f32>,
     /// `[rows, 2 * features]`.
     input: Vec<f32>,
@@ -52,16 +53,13 @@ impl Scorer {
         let layers = weights.layers.iter().map(|layer| LayerScorer::new(layer, weights));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
         let outputs = layers.first().map_or(0, |layer| layer.output_bias.len());
-        let context = (max_rows + taps - 1) * features;
         Ok(Self {
             features,
             taps,
-            hidden,
             outputs,
             head_dim,
             layers,
-            scaled: vec![0.0; context],
-            raw: vec![0.0; context],
+            raw: vec![0.0; (max_rows + taps - 1) * features],
             input: vec![0.0; max_rows * 2 * features],
             activations: vec![0.0; max_rows * hidden],
             scores: vec![0.0; max_rows * outputs],
@@ -79,7 +77,7 @@ impl Scorer {
 
     /// Bytes of buffers.
     pub(super) fn num_bytes(&self) -> usize {
-        let buffers = [&self.scaled, &self.raw, &self.input, &self.activations, &self.scores];
+        let buffers = [&self.raw, &self.input, &self.activations, &self.scores];
         buffers.into_iter().map(|buffer| size_of_val(buffer.as_slice())).sum()
     }
 
@@ -91,6 +89,7 @@ impl Scorer {
     /// Takes the features of a sequence's rows from keys and values that are not rotated yet, and puts
     /// the network's input to row `at` of the buffer. `tail [taps - 1, features]` has the features before
     /// them and afterwards their last ones.
+    #[expect(clippy::too_many_arguments, reason = "where from, where to, and who computes")]
     pub(super) fn gather(
         &mut self,
         layer: usize,
@@ -99,6 +98,7 @@ impl Scorer {
         rotation: &Rotation,
         tail: &mut [f32],
         at: usize,
+        (team, isa): (&mut Team, Isa),
     ) {
         let (width, dim) = (self.features, self.head_dim);
         let (count, before) = (rows.len(), (self.taps - 1) * width);
@@ -112,24 +112,9 @@ impl Scorer {
                 value.copy_from_slice(&row[new.values + head * dim..][..dim]);
             }
         }
-        let raw = &self.raw[..before + count * width];
-        for (scaled, raw) in self.scaled.chunks_exact_mut(width).zip(raw.chunks_exact(width)) {
-            for ((scaled, raw), scale) in scaled.iter_mut().zip(raw).zip(scale) {
-                *scaled = raw * scale;
-            }
-        }
-        let inputs = self.input.chunks_exact_mut(2 * width).skip(at).take(count);
-        for (i, input) in inputs.enumerate() {
-            let (own, convolved) = input.split_at_mut(width);
-            own.copy_from_slice(&self.scaled[before + i * width..][..width]);
-            convolved.fill(0.0);
-            for (tap, weights) in taps.chunks_exact(width).enumerate() {
-                let x = &self.scaled[(i + tap) * width..][..width];
-                for ((sum, x), weight) in convolved.iter_mut().zip(x).zip(weights) {
-                    *sum += x * weight;
-                }
-            }
-        }
+        let conv = CausalConv { scale, taps };
+        let input = &mut self.input[2 * at * width..];
+        causal_conv(team, isa, count, conv, &self.raw, input);
         tail[..before].copy_from_slice(&self.raw[count * width..][..before]);
     }
 
@@ -138,15 +123,8 @@ impl Scorer {
         let LayerScorer { hidden, output, output_bias, .. } = &self.layers[layer];
         let input = Input { x: &self.input, quant: None, rows: count };
         hidden.matrix()?.product(team, isa, input, &mut self.activations, &mut [])?;
-        let scores = self.scores.chunks_exact_mut(self.outputs);
-        for (row, scores) in self.activations.chunks_exact_mut(self.hidden).zip(scores).take(count) {
-            row.iter_mut().for_each(|x| *x = gelu(*x));
-            for ((score, weights), bias) in
-                scores.iter_mut().zip(output.chunks_exact(row.len())).zip(output_bias)
-            {
-                *score = dot(weights, row) + bias;
-            }
-        }
+        let last = Projection { weight: output, bias: output_bias };
+        gelu_project(team, isa, count, last, &mut self.activations, &mut self.scores);
         Ok(())
     }
 
@@ -178,41 +156,10 @@ impl LayerScorer {
     }
 }
 
-/// Sixteen running sums, so that the order is fixed and registers are full.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let (a, b) = (a.chunks(16), b.chunks(16));
-    for (a, b) in a.zip(b) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
-    }
-    sums.iter().sum()
-}
-
-/// The exact (not the tanh) GELU; the error function by Abramowitz and Stegun, 7.1.26, good to 2e-7.
-fn gelu(x: f32) -> f32 {
-    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / (1.0 + 0.327_591_1 * z);
-    let poly =
-        t * (0.254_829_6 + t * (-0.284_496_74 + t * (1.421_413_7 + t * (-1.453_152_1 + t * 1.061_405_4))));
-    let erf = 1.0 - poly * (-z * z).exp();
-    0.5 * x * (1.0 + erf.copysign(x))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::scorer_fixture::Fixture;
-
-    #[test]
-    fn gelu_is_candles() {
-        let x: Vec<f32> = (-600..600).map(|i| i as f32 / 100.0).collect();
-        let exact = Tensor::from_slice(&x, x.len(), &Device::Cpu).unwrap().gelu_erf().unwrap();
-        for (x, exact) in x.iter().zip(exact.to_vec1::<f32>().unwrap()) {
-            assert!((gelu(*x) - exact).abs() < 1e-6, "{x}");
-        }
-    }
 
     /// Layers 0, 15 and 29 of a scorer for SmolLM2-135M against PyTorch, at once and in two parts.
     #[test]
@@ -224,18 +171,27 @@ mod tests {
         let mut scorer = Scorer::new(weights, 64, 32).unwrap();
         for layer in 0..3 {
             let new = fixture.rows();
-            let mut run = |scorer: &mut Scorer, parts: &[std::ops::Range<usize>]| {
+            let mut run = |scorer: &mut Scorer, borders: &[usize]| {
                 let mut tail = vec![0.0; weights.tail_len()];
                 let mut scores = Vec::new();
-                for rows in parts {
-                    scorer.gather(layer, rows.clone(), new, &Rotation::none(), &mut tail, 0);
+                for pair in borders.windows(2) {
+                    let rows = pair[0]..pair[1];
+                    scorer.gather(
+                        layer,
+                        rows.clone(),
+                        new,
+                        &Rotation::none(),
+                        &mut tail,
+                        0,
+                        (&mut team, Isa::best()),
+                    );
                     scorer.run(layer, rows.len(), &mut team, Isa::best()).unwrap();
                     scores.extend_from_slice(&scorer.scores()[..rows.len() * 6]);
                 }
                 scores
             };
-            let whole = run(&mut scorer, &[0..20]);
-            assert_eq!(run(&mut scorer, &[0..12, 12..20]), whole, "the tail carries what is needed");
+            let whole = run(&mut scorer, &[0, 20]);
+            assert_eq!(run(&mut scorer, &[0, 12, 20]), whole, "the tail carries what is needed");
             for (i, score) in whole.iter().enumerate() {
                 let expected = fixture.expected(layer, i / 6, i % 6 / 2, i % 2);
                 assert!((score - expected).abs() < 1e-4, "layer {layer}: {score} {expected}");
