@@ -207,7 +207,11 @@ impl LococoArgs {
                 Method::Learned(LearnedSettings {
                     hidden: learned.hidden.unwrap_or(preset.hidden),
                     kernel: lococo.kernel.unwrap_or(preset.kernel),
-                    windows: if learned.windows.is_empty() { preset.windows } else { learned.windows },
+                    windows: if learned.windows.is_empty() {
+                        preset.windows
+                    } else {
+                        learned.windows.clone()
+                    },
                     coefficient_rate: learned.coefficient_rate.unwrap_or(preset.coefficient_rate),
                     recent_permille: learned.recent_permille.unwrap_or(preset.recent_permille),
                     beta: learned.beta.unwrap_or(preset.beta),
