@@ -15,6 +15,9 @@ use locket_model::{
 
 /// Nats between the `cpu` backend and PyTorch in f32.
 const FROM_PYTORCH: f64 = 5e-3;
+/// The same for `keydiff` in rounded slots: keys of one token are equal but for rounding, so rounding
+/// decides which of them stay.
+const KEYDIFF_FROM_PYTORCH: f64 = 2e-2;
 /// Nats between backends.
 const BETWEEN_BACKENDS: f64 = 1e-3;
 
@@ -49,25 +52,36 @@ fn run(backend: Backend, slot_types: &[SlotType], chunks: &[usize], with_neighbo
     fingerprint(&checkpoint, &golden().ids, Some(&side_car), &options).unwrap()
 }
 
+/// All methods but `lococo`, for which no weights are shipped.
+const METHODS: usize = 8;
+
 #[test]
 fn the_default_models_fingerprint() {
     let golden = golden();
-    let cpu = run(Backend::Cpu, &[SlotType::F16, SlotType::I8], &CHUNKS, true);
-    // All methods but `lococo`, for which no weights are shipped.
-    assert_eq!(cpu.len(), 8 * 2 * 6);
-    for prints in cpu.chunk_by(|a, b| (a.method, a.slot_type) == (b.method, b.slot_type)) {
+    let f16 = run(Backend::Cpu, &[SlotType::F16], &CHUNKS, true);
+    assert_eq!(f16.len(), METHODS * 6);
+    let f32s = run(Backend::Cpu, &[SlotType::F32], &CHUNKS[1..2], false);
+    assert_eq!(f32s.len(), METHODS);
+    let int8 = run(Backend::Cpu, &[SlotType::I8], &CHUNKS[1..], true);
+    assert_eq!(int8.len(), METHODS * 4);
+    for prints in f16.chunk_by(|a, b| a.method == b.method).chain(int8.chunk_by(|a, b| a.method == b.method))
+    {
         for print in prints {
             assert_eq!(print.bits, prints[0].bits, "{print:?} against {:?}", prints[0]);
         }
         let expected = golden.nll[prints[0].method].as_f64().unwrap();
         println!("{} {} {:.5}, PyTorch {expected:.5}", prints[0].method, prints[0].slot_type, prints[0].nll);
-        assert!((prints[0].nll - expected).abs() <= FROM_PYTORCH, "{:?}: PyTorch has {expected}", prints[0]);
+        let is_rounded = prints[0].slot_type != SlotType::F32.name();
+        let tolerance = match prints[0].method {
+            "keydiff" if is_rounded => KEYDIFF_FROM_PYTORCH,
+            _ => FROM_PYTORCH,
+        };
+        assert!((prints[0].nll - expected).abs() <= tolerance, "{:?}: PyTorch has {expected}", prints[0]);
     }
-    let reference = run(Backend::Reference, &[SlotType::F16], &CHUNKS[1..2], false);
-    assert_eq!(reference.len(), 8);
+    let reference = run(Backend::Reference, &[SlotType::F32], &CHUNKS[1..2], false);
+    assert_eq!(reference.len(), METHODS);
     for print in &reference {
-        let ours = cpu.iter().find(|ours| (ours.method, ours.slot_type) == (print.method, print.slot_type));
-        let ours = ours.unwrap();
+        let ours = f32s.iter().find(|ours| ours.method == print.method).unwrap();
         println!("{} cpu {:.5}, reference {:.5}", print.method, ours.nll, print.nll);
         assert!((ours.nll - print.nll).abs() <= BETWEEN_BACKENDS, "{ours:?} and {print:?}");
     }

@@ -108,7 +108,9 @@ impl<'a> LayerScorer<'a> {
         let hidden = hidden.broadcast_add(self.b1)?.gelu_erf()?;
         let (batch, rows, width) = hidden.dims3()?;
         let kv_heads = self.a.dim(0)?;
+        // Contiguous: CUDA's products take no gaps between rows.
         let p2 = self.p2.reshape((kv_heads, 2, width))?.narrow(1, output as usize, 1)?.squeeze(1)?;
+        let p2 = p2.contiguous()?;
         let b2 = self.b2.reshape((kv_heads, 2))?.narrow(1, output as usize, 1)?.squeeze(1)?;
         let scores = hidden.reshape(((), width))?.matmul(&p2.t()?)?.broadcast_add(&b2)?;
         Ok(scores.reshape((batch, rows, kv_heads))?)
