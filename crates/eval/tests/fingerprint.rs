@@ -15,6 +15,8 @@ use locket_model::{
 
 /// Nats between the `cpu` backend and PyTorch in f32.
 const FROM_PYTORCH: f64 = 5e-3;
+/// The same in int8 slots, whose rounding costs 0.003 nats with method `full`.
+const INT8_FROM_PYTORCH: f64 = 1e-2;
 /// The same for `keydiff` in rounded slots: keys of one token are equal but for rounding, so rounding
 /// decides which of them stay.
 const KEYDIFF_FROM_PYTORCH: f64 = 2e-2;
@@ -64,16 +66,18 @@ fn the_default_models_fingerprint() {
     assert_eq!(f32s.len(), METHODS);
     let int8 = run(Backend::Cpu, &[SlotType::I8], &CHUNKS[1..], true);
     assert_eq!(int8.len(), METHODS * 4);
-    for prints in f16.chunk_by(|a, b| a.method == b.method).chain(int8.chunk_by(|a, b| a.method == b.method))
+    for prints in
+        [&f16, &f32s, &int8].into_iter().flat_map(|prints| prints.chunk_by(|a, b| a.method == b.method))
     {
         for print in prints {
             assert_eq!(print.bits, prints[0].bits, "{print:?} against {:?}", prints[0]);
         }
         let expected = golden.nll[prints[0].method].as_f64().unwrap();
         println!("{} {} {:.5}, PyTorch {expected:.5}", prints[0].method, prints[0].slot_type, prints[0].nll);
-        let is_rounded = prints[0].slot_type != SlotType::F32.name();
-        let tolerance = match prints[0].method {
-            "keydiff" if is_rounded => KEYDIFF_FROM_PYTORCH,
+        let tolerance = match (prints[0].method, prints[0].slot_type) {
+            (_, "f32") => FROM_PYTORCH,
+            ("keydiff", _) => KEYDIFF_FROM_PYTORCH,
+            (_, "int8") => INT8_FROM_PYTORCH,
             _ => FROM_PYTORCH,
         };
         assert!((prints[0].nll - expected).abs() <= tolerance, "{:?}: PyTorch has {expected}", prints[0]);
