@@ -78,12 +78,19 @@ impl BlockState {
     /// Empties the block for a new sequence.
     ///
     /// # Errors
-    /// [`Error::InvalidBatch`] if the settings contradict the block's memory or the side-car.
+    /// [`Error::InvalidBatch`] if the settings contradict the block's memory, its slots' type or the
+    /// side-car.
     pub fn open(&mut self, settings: CacheSettings, context: &FoldContext) -> Result<(), Error> {
         let side_car = context.side_car.as_deref();
         let needed = settings.method.side_arrays(self.geometry, side_car);
         settings.check(self.stride, self.side, needed)?;
-        super::side_car::check(settings, self.geometry, side_car)?;
+        super::side_car::check(settings, side_car)?;
+        if settings.method.mixes() && !context.slot_type.is_float() {
+            let (method, slots) = (settings.method.name(), context.slot_type.name());
+            return Err(Error::InvalidBatch(format!(
+                "method {method} mixes slots, which {slots} slots do not allow"
+            )));
+        }
         self.close();
         self.begin(settings);
         Ok(())

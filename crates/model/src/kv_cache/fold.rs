@@ -1,6 +1,8 @@
 //! The fold driver: from scores to moves.
 
-use super::{BlockState, CacheMethod, CacheSettings, Rotation, SideCar, compaction::Frame, methods::lococo};
+use super::{
+    BlockState, CacheMethod, CacheSettings, Rotation, SideCar, SlotType, compaction::Frame, methods::lococo,
+};
 use crate::Error;
 
 /// A survivor's new place: copy key, value and side arrays of `head` from slot `from` to `to`.
@@ -47,6 +49,8 @@ pub struct FoldContext {
     pub rotation: Rotation,
     /// Trained weights, if there are some.
     pub side_car: Option<std::sync::Arc<SideCar>>,
+    /// Number type of the slots.
+    pub slot_type: SlotType,
 }
 
 /// What a method sees of one layer of one block when it ranks.

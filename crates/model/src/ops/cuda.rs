@@ -127,7 +127,11 @@ impl CudaOps {
                 .map(|place| BlockState::new(geometry, place.capacity, SideArrays::default()))
                 .collect(),
             places,
-            fold_context: FoldContext { rotation: kv_cache::Rotation::of(&config.model), side_car: None },
+            fold_context: FoldContext {
+                rotation: kv_cache::Rotation::of(&config.model),
+                side_car: None,
+                slot_type: SlotType::F32,
+            },
             weight_bytes: 0,
             device,
             config,

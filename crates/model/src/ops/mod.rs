@@ -11,7 +11,7 @@ pub mod cuda;
 pub mod reference;
 pub mod rope;
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use candle_core::{Tensor, quantized::QTensor};
 
@@ -211,8 +211,7 @@ fn score_logits(logits: &[f32], targets: &[u32], out: &mut Vec<TokenScore>) {
     let share = targets.len().div_ceil(threads);
     std::thread::scope(|scope| {
         for (i, (targets, out)) in targets.chunks(share).zip(out.chunks_mut(share)).enumerate() {
-            let rows = row_range(i * share, targets.len(), width);
-            let logits = &logits[rows];
+            let logits = &logits[i * share * width..][..targets.len() * width];
             scope.spawn(move || {
                 for ((row, &target), out) in logits.chunks_exact(width).zip(targets).zip(out) {
                     *out = TokenScore::of(row, target);
@@ -220,8 +219,4 @@ fn score_logits(logits: &[f32], targets: &[u32], out: &mut Vec<TokenScore>) {
             });
         }
     });
-}
-
-fn row_range(first: usize, rows: usize, width: usize) -> Range<usize> {
-    first * width..(first + rows) * width
 }

@@ -104,7 +104,8 @@ impl ReferenceOps {
     pub fn without_cache(config: OpsConfig, device: Device, dtype: DType) -> Self {
         let frequencies = rope::frequencies(&config.model.rope);
         let rotation = Rotation::of(&config.model);
-        let fold_context = FoldContext { rotation, side_car: config.side_car.clone() };
+        let (side_car, slot_type) = (config.side_car.clone(), config.cache.slot_type);
+        let fold_context = FoldContext { rotation, side_car, slot_type };
         Self {
             config,
             device,

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::kv_cache::{CacheMethod, Fold, FoldScratch, Rotation};
+use crate::kv_cache::{CacheMethod, Fold, FoldScratch, Rotation, SlotType};
 
 fn geometry(num_layers: usize, num_kv_heads: usize) -> CacheGeometry {
     CacheGeometry { num_layers, num_heads: num_kv_heads, num_kv_heads, head_dim: 1, max_position: 1 << 20 }
@@ -14,7 +14,7 @@ fn window(slots: u32, ring: u32, sinks: u32) -> CacheSettings {
 }
 
 fn context() -> FoldContext {
-    FoldContext { rotation: Rotation::none(), side_car: None }
+    FoldContext { rotation: Rotation::none(), side_car: None, slot_type: SlotType::F32 }
 }
 
 /// Keys and values that no method under test reads.

@@ -24,7 +24,7 @@ fn context(a: [f32; 2]) -> FoldContext {
     };
     let learned = Some(LearnedWeights { features: 4, taps: 1, hidden: 1, layers: vec![layer] });
     let side_car = SideCar { learned, ..SideCar::default() };
-    FoldContext { rotation: Rotation::none(), side_car: Some(Arc::new(side_car)) }
+    FoldContext { rotation: Rotation::none(), side_car: Some(Arc::new(side_car)), slot_type: SlotType::F32 }
 }
 
 struct NoSlots;

@@ -35,7 +35,6 @@ impl Block {
 pub(super) struct Cache {
     pub(super) memory: AlignedBuf,
     pub(super) number: SlotNumber,
-    slot_type: SlotType,
     blocks: Vec<Block>,
     context: FoldContext,
     scratch: FoldScratch,
@@ -88,9 +87,8 @@ impl Cache {
         Ok(Self {
             memory,
             number,
-            slot_type: plan.slot_type,
             blocks,
-            context: FoldContext { rotation: Rotation::of(model), side_car },
+            context: FoldContext { rotation: Rotation::of(model), side_car, slot_type: plan.slot_type },
             scratch: FoldScratch::default(),
             keys: Vec::new(),
             num_layers: geometry.num_layers,
@@ -140,12 +138,6 @@ impl Cache {
 
     pub(super) fn open(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
         let idx = self.index(block)?;
-        if settings.method.mixes() && !self.slot_type.is_float() {
-            let (method, slots) = (settings.method.name(), self.slot_type.name());
-            return Err(Error::InvalidBatch(format!(
-                "method {method} mixes slots, which {slots} slots do not allow"
-            )));
-        }
         self.scrub(idx);
         self.blocks[idx].state.open(settings, &self.context)
     }

@@ -90,12 +90,6 @@ impl Blocks {
     ) -> Result<(), Error> {
         let idx = self.index(block)?;
         let (memory, index) = self.memory(block);
-        if settings.method.mixes() && !memory.slot_type().is_float() {
-            let (method, slots) = (settings.method.name(), memory.slot_type().name());
-            return Err(Error::InvalidBatch(format!(
-                "method {method} mixes slots, which {slots} slots do not allow"
-            )));
-        }
         memory.clear(index);
         self.states[idx].open(settings, context)
     }

@@ -33,10 +33,6 @@ impl Slots {
         Ok(Self { slot_type: plan.slot_type, layers: layers.collect::<Result<_, Error>>()? })
     }
 
-    pub(super) fn slot_type(&self) -> SlotType {
-        self.slot_type
-    }
-
     /// A block's part of a layer's keys and values `[kv_heads, capacity, head_dim]`: views of the memory.
     fn block(&self, index: usize, layer: usize) -> Result<[Tensor; 2], Error> {
         let (keys, values) = &self.layers[layer];
