@@ -18,6 +18,7 @@ mod sampler;
 mod scheduler;
 mod sequence;
 mod snapshots;
+pub mod steering;
 mod stream;
 mod thread;
 
@@ -32,5 +33,6 @@ pub use handle::{EngineFacts, EngineHandle, EngineStatus};
 pub use request::{
     FinishReason, GenerationRequest, SampledToken, SamplingParams, SequenceEvent, TokenLogprob,
 };
+pub use steering::{Advance, Guide, SharedPlan, Steering, SteeringPlan, TokenSet};
 pub use stream::SequenceStream;
 pub use thread::{EngineThread, start};

@@ -34,6 +34,8 @@ pub struct GenerationRequest {
     /// Refuse a prompt that does not fit into the slots instead of folding it, and end the answer
     /// before anything would be folded.
     pub require_exact: bool,
+    /// What restricts the tokens; `None`: nothing does.
+    pub steering: Option<crate::SharedPlan>,
 }
 
 /// Sampler settings. Ranges are checked by the caller.
@@ -105,6 +107,8 @@ pub struct SampledToken {
     pub logprob: Option<f32>,
     /// The most likely tokens, descending, as many as asked for.
     pub top_logprobs: Vec<TokenLogprob>,
+    /// Its [`Guide::Forced`](crate::Guide::Forced) left no choice.
+    pub is_forced: bool,
 }
 
 /// Why a continuation ended.

@@ -110,6 +110,7 @@ fn request(prompt_len: u32, max_tokens: u32) -> GenerationRequest {
         snapshot_at: None,
         salt: Vec::new(),
         require_exact: false,
+        steering: None,
     }
 }
 

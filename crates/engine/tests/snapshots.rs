@@ -66,6 +66,7 @@ fn ask(engine: &EngineHandle, history: &mut Vec<u32>, cache: CacheSettings, turn
         snapshot_at: Some(snapshot_at),
         salt: b"tenant".to_vec(),
         require_exact: false,
+        steering: None,
     };
     let mut stream = engine.submit(request).unwrap().pop().unwrap();
     let (mut answer, mut cached) = (Vec::new(), 0);

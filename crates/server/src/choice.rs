@@ -285,7 +285,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn token(id: u32) -> SampledToken {
-        SampledToken { id, logprob: None, top_logprobs: Vec::new() }
+        SampledToken { id, logprob: None, top_logprobs: Vec::new(), is_forced: false }
     }
 
     fn run(fields: &GenerationFields, ids: &[u32], end: EngineFinish) -> Vec<ChoiceEvent> {

@@ -18,7 +18,10 @@ use futures_util::Stream;
 use locket_engine::EngineHandle;
 use tracing::Instrument as _;
 
-use crate::{error::ErrorKind, generation::is_request_id, metrics::HttpMetrics, state::AppState};
+use crate::{
+    error::ErrorKind, generation::is_request_id, metrics::HttpMetrics, state::AppState,
+    unread_body::UnreadBody,
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
@@ -109,7 +112,10 @@ pub(crate) async fn observe(State(state): State<AppState>, mut request: Request,
     };
     request.extensions_mut().insert(context.clone());
 
+    let version = request.version();
+    let (unread, request) = UnreadBody::of(request);
     let mut response = next.run(request).instrument(span.clone()).await;
+    unread.settle(version, &mut response).await;
     span.in_scope(|| context.settle_id(None));
     if let Some(kind) = response.extensions().get::<ErrorKind>() {
         state.metrics().count_error(*kind);

@@ -26,6 +26,7 @@ mod run;
 pub mod state;
 mod stream;
 mod turns;
+mod unread_body;
 
 use std::{future::IntoFuture as _, io, time::Duration};
 

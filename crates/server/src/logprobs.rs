@@ -145,7 +145,7 @@ mod tests {
         let top_logprobs =
             top.iter().map(|(id, logprob)| TokenLogprob { id: *id, logprob: *logprob }).collect();
         ReleasedToken {
-            sampled: SampledToken { id, logprob: Some(logprob), top_logprobs },
+            sampled: SampledToken { id, logprob: Some(logprob), top_logprobs, is_forced: false },
             is_hidden: id >= 256,
         }
     }

@@ -91,7 +91,7 @@ impl SequenceSampler {
             Some(count) => logprobs::logprobs(raw, id, count as usize, select, weights),
             None => (None, Vec::new()),
         };
-        Ok(SampledToken { id, logprob, top_logprobs })
+        Ok(SampledToken { id, logprob, top_logprobs, is_forced: false })
     }
 }
 

@@ -21,6 +21,7 @@ fn request(sampling: SamplingParams) -> GenerationRequest {
         snapshot_at: None,
         salt: Vec::new(),
         require_exact: false,
+        steering: None,
     }
 }
 

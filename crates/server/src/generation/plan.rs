@@ -181,6 +181,7 @@ impl Plan<'_> {
             snapshot_at: prompt.snapshot_at,
             salt: self.fields.salt().to_vec(),
             require_exact: self.requires_exact(),
+            steering: None,
         })
     }
 }

@@ -117,6 +117,7 @@ async fn generate(engine: &EngineHandle, prompt_ids: Vec<u32>, max_tokens: u32) 
         snapshot_at: None,
         salt: Vec::new(),
         require_exact: false,
+        steering: None,
     };
     let submitted = Instant::now();
     let mut stream = engine.submit(request)?.pop().context("the engine gave no stream")?;
