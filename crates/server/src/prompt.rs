@@ -9,6 +9,7 @@ use crate::{
     blocking,
     chat_ids::{self, ChatWishes, PromptIds},
     error::{ApiError, ErrorKind, clip},
+    generation::PromptSource,
     state::AppState,
 };
 
@@ -66,19 +67,21 @@ pub(crate) struct ChatNeeds {
     pub(crate) salt: Vec<u8>,
 }
 
-/// Renders a conversation and tokenises it.
+/// Renders a conversation, which came in the field `source`, and tokenises it.
 ///
 /// # Errors
 /// 400 if the template refuses the messages, the model has none, or the prompt is too long.
 pub(crate) async fn encode_chat(
     state: &AppState,
+    source: PromptSource,
     chat: ChatPrompt,
     needs: ChatNeeds,
 ) -> Result<PromptIds, ApiError> {
     let documents = chat.documents.iter().flatten();
     let bytes = chat.messages.iter().chain(documents).chain(chat.kwargs.values()).map(text_bytes).sum();
     let turns = state.turns().cloned();
-    let prompt = run(state, "messages", bytes, move |processor| {
+    let param = source.param();
+    let prompt = run(state, param, bytes, move |processor| {
         let wishes = ChatWishes {
             turns: turns.as_deref().map(|turns| (turns, needs.salt.as_slice())),
             most_pinned: needs.most_pinned,
@@ -89,8 +92,8 @@ pub(crate) async fn encode_chat(
     })
     .await?;
     if prompt.ids.is_empty() {
-        let message = "`messages` renders to an empty prompt.";
-        return Err(ApiError::field(ErrorKind::InvalidValue, "messages", message));
+        let message = format!("`{param}` renders to an empty prompt.");
+        return Err(ApiError::field(ErrorKind::InvalidValue, param, message));
     }
     Ok(prompt)
 }

@@ -28,6 +28,12 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
+    /// Appends one named event: the lines `event: <name>` and `data: <json>`, and an empty line.
+    pub(crate) fn event(&mut self, name: &str, value: &impl Serialize) {
+        self.bytes.extend_from_slice(format!("event: {name}\n").as_bytes());
+        self.data(value);
+    }
+
     /// Appends one event: a line `data: <json>` and an empty line.
     pub(crate) fn data(&mut self, value: &impl Serialize) {
         self.bytes.extend_from_slice(b"data: ");
@@ -51,14 +57,24 @@ impl Frames {
 
 /// How a route writes its chunks.
 pub(crate) trait Chunks: Send + 'static {
+    /// Before anything else, while the request still waits.
+    fn opened(&mut self, _frames: &mut Frames) {}
     /// Prefill of a choice has ended.
     fn started(&mut self, index: u32, usage: Option<Usage>, frames: &mut Frames);
     /// Text of a choice.
     fn delta(&mut self, index: u32, delta: Delta, usage: Option<Usage>, frames: &mut Frames);
     /// The end of a choice.
     fn finished(&mut self, index: u32, finish: Finish, usage: Option<Usage>, frames: &mut Frames);
-    /// The chunk that has only the usage.
+    /// The chunk that has only the usage; sent where `include_usage` asks for it.
     fn usage(&mut self, usage: Usage, frames: &mut Frames);
+    /// After the end of all choices.
+    fn ended(&mut self, _usage: Usage, frames: &mut Frames) {
+        frames.raw("data: [DONE]");
+    }
+    /// The engine gave up; nothing follows, and the other choices end too.
+    fn failed(&mut self, error: &ApiError, _usage: Usage, frames: &mut Frames) {
+        frames.data(&error.body());
+    }
 }
 
 /// Counts tokens over all choices of a request.
@@ -130,6 +146,7 @@ struct Streaming<C> {
     keep_alive: Duration,
     frames: Frames,
     metrics: HttpMetrics,
+    has_opened: bool,
     has_ended: bool,
     _permit: Permit,
 }
@@ -157,6 +174,7 @@ pub(crate) fn respond<C: Chunks>(parts: StreamParts<C>) -> Response {
         keep_alive: parts.keep_alive,
         frames: Frames::default(),
         metrics: parts.metrics,
+        has_opened: false,
         has_ended: false,
         _permit: parts.permit,
     };
@@ -176,6 +194,12 @@ impl<C: Chunks> Streaming<C> {
     /// The next events as bytes, or `None` after the last one. Events without bytes do not put the
     /// comment line off.
     async fn next_bytes(&mut self) -> Option<Bytes> {
+        if !std::mem::replace(&mut self.has_opened, true) {
+            self.chunks.opened(&mut self.frames);
+            if !self.frames.bytes.is_empty() {
+                return Some(self.frames.take());
+            }
+        }
         let deadline = tokio::time::Instant::now() + self.keep_alive;
         while !self.has_ended {
             match tokio::time::timeout_at(deadline, self.choices.next()).await {
@@ -200,7 +224,8 @@ impl<C: Chunks> Streaming<C> {
             ChoiceEvent::Failed(failure) => {
                 let error = ApiError::from_failure(&failure);
                 self.metrics.count_error(error.kind);
-                self.frames.data(&error.body());
+                let usage = self.counter.usage();
+                self.chunks.failed(&error, usage, &mut self.frames);
                 // The other choices end with the stream: no `[DONE]` follows an error.
                 self.choices.clear();
                 self.has_ended = true;
@@ -209,10 +234,11 @@ impl<C: Chunks> Streaming<C> {
     }
 
     fn end(&mut self) {
+        let usage = self.counter.usage();
         if self.options.include_usage {
-            self.chunks.usage(self.counter.usage(), &mut self.frames);
+            self.chunks.usage(usage, &mut self.frames);
         }
-        self.frames.raw("data: [DONE]");
+        self.chunks.ended(usage, &mut self.frames);
         self.has_ended = true;
     }
 }

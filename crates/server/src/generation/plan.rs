@@ -19,20 +19,24 @@ pub(crate) enum PromptSource {
     Messages,
     /// `prompt`
     Prompt,
+    /// `input` of `/v1/responses`
+    Input,
 }
 
 impl PromptSource {
-    fn param(self) -> &'static str {
+    /// The field's name.
+    pub(crate) fn param(self) -> &'static str {
         match self {
             Self::Messages => "messages",
             Self::Prompt => "prompt",
+            Self::Input => "input",
         }
     }
 
     /// Longest answer when no limit is named, before the context cuts it short.
     pub(crate) fn default_max_tokens(self, server_default: u32) -> u32 {
         match self {
-            Self::Messages => server_default,
+            Self::Messages | Self::Input => server_default,
             // The API's own default of `/v1/completions`.
             Self::Prompt => server_default.min(16),
         }
@@ -52,15 +56,19 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Keeps the last tokens of a prompt if the request says so. -1 keeps what fits beside the
-    /// answer; where no length is named, that is the default, at most half the context.
+    /// Keeps the last tokens of a prompt if the request says so. -1 keeps what fits beside the answer.
     pub(crate) fn truncate(&self, prompt: &mut PromptIds) {
         let Some(keep) = self.fields.truncate_prompt_tokens else { return };
+        let keep = usize::try_from(keep).unwrap_or(self.room() as usize);
+        prompt.truncate_front(keep);
+    }
+
+    /// Tokens of prompt that fit beside the answer. Where no length is named, that is the default,
+    /// at most half the context.
+    pub(crate) fn room(&self) -> u32 {
         let limit = self.limit();
         let answer = self.fields.max_tokens.unwrap_or_else(|| self.default_max_tokens.min(limit / 2));
-        let room = limit.saturating_sub(answer).max(1);
-        let keep = usize::try_from(keep).unwrap_or(room as usize);
-        prompt.truncate_front(keep);
+        limit.saturating_sub(answer).max(1)
     }
 
     fn cache(&self) -> CacheChoice {
@@ -136,7 +144,7 @@ impl Plan<'_> {
     /// own method's snapshots.
     fn settings(&self, prompt: &PromptIds, tokens: u32) -> CacheSettings {
         let choice = self.cache();
-        let comes_back = self.source == PromptSource::Messages && self.bounds.cache.snapshots;
+        let comes_back = self.source != PromptSource::Prompt && self.bounds.cache.snapshots;
         if tokens <= choice.slots && !comes_back {
             return CacheSettings::full(tokens);
         }

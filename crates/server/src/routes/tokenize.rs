@@ -12,7 +12,7 @@ use super::chat::{TemplateFields, read_messages};
 use crate::{
     error::{ApiError, ErrorKind},
     fields::{Field, IgnoredFields},
-    generation::Bounds,
+    generation::{Bounds, PromptSource},
     known_fields::Route,
     layers::RequestContext,
     limits::{self, Admitted},
@@ -79,7 +79,7 @@ pub(crate) async fn tokenize(
                 add_special_tokens: request.add_special_tokens.unwrap_or(false),
                 ..ChatNeeds::default()
             };
-            prompt::encode_chat(&state, chat, needs).await?.ids
+            prompt::encode_chat(&state, PromptSource::Messages, chat, needs).await?.ids
         }
         (None, text) => {
             let text = text.unwrap_or_default();

@@ -49,7 +49,7 @@ pub(crate) async fn create(
         add_special_tokens: chat.generation.add_special_tokens.unwrap_or(false),
         salt: chat.generation.salt().to_vec(),
     };
-    let prompt = prompt::encode_chat(&state, prompt, needs).await?;
+    let prompt = prompt::encode_chat(&state, PromptSource::Messages, prompt, needs).await?;
     let stamp = Stamp {
         id: new_id("chatcmpl"),
         created: unix_seconds(),
