@@ -79,6 +79,8 @@ pub(crate) struct FakeModel {
     plan: CachePlan,
     max_batch_rows: usize,
     blocks: Vec<Option<Block>>,
+    /// What the block of each row of the latest step had seen up to it: its hash, and whether NaN follows.
+    latest: Vec<(u64, bool)>,
     /// Whether chunks may end off the grid, as they do where snapshots are taken.
     may_leave_grid: bool,
     clock: Arc<VirtualClock>,
@@ -107,6 +109,11 @@ pub(crate) fn logits_of(hash: u64) -> impl Iterator<Item = f32> {
     })
 }
 
+/// Hidden state after a block came to `hash`.
+pub(crate) fn state_of(hash: u64) -> [f32; 2] {
+    [7, 8].map(|salt| (mix(hash, salt) >> 40) as f32 / (1u64 << 24) as f32 - 0.5)
+}
+
 impl FakeModel {
     /// A model with `(capacity, blocks)` classes.
     pub(crate) fn new(classes: &[(u32, u32)], max_batch_rows: usize) -> Self {
@@ -118,6 +125,7 @@ impl FakeModel {
             config: config(),
             blocks: vec![None; plan.num_blocks() as usize],
             plan,
+            latest: Vec::new(),
             max_batch_rows,
             may_leave_grid: false,
             clock: Arc::default(),
@@ -171,6 +179,7 @@ impl FakeModel {
         for &id in ids {
             block.hash = mix(block.hash, u64::from(id));
             block.has_nan |= id == NAN_ID;
+            self.latest.push((block.hash, block.has_nan));
         }
         block.len += ids.len() as u32;
         block.is_sealed |= block.len % 16 != 0;
@@ -200,6 +209,7 @@ impl Model for FakeModel {
         self.clock.advance(Duration::from_micros(1000 + 100 * rows as u64));
         self.check_ids(&batch.ids)?;
         logits.clear();
+        self.latest.clear();
         let mut record = StepRecord::default();
         let mut next_row = 0;
         for sequence in &batch.sequences {
@@ -303,6 +313,32 @@ impl Model for FakeModel {
         let rows = logits.chunks_exact(VOCAB_SIZE).zip(targets);
         out.clear();
         out.extend(rows.map(|(row, &target)| TokenScore::of(row, target)));
+        Ok(())
+    }
+
+    fn row_logits(&mut self, rows: &[u32], logits: &mut Vec<f32>) -> Result<(), Error> {
+        logits.clear();
+        for &row in rows {
+            let Some(&(hash, has_nan)) = self.latest.get(row as usize) else {
+                return Err(self.refuse(format!("no row {row}")));
+            };
+            logits.extend(logits_of(hash));
+            if has_nan {
+                let last = logits.len() - 1;
+                logits[last] = f32::NAN;
+            }
+        }
+        Ok(())
+    }
+
+    fn row_states(&mut self, rows: &[u32], states: &mut Vec<f32>) -> Result<(), Error> {
+        states.clear();
+        for &row in rows {
+            let Some(&(hash, has_nan)) = self.latest.get(row as usize) else {
+                return Err(self.refuse(format!("no row {row}")));
+            };
+            states.extend(if has_nan { [f32::NAN; 2] } else { state_of(hash) });
+        }
         Ok(())
     }
 

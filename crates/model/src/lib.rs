@@ -89,6 +89,21 @@ pub trait Model: Send {
         out: &mut Vec<TokenScore>,
     ) -> Result<(), Error>;
 
+    /// Writes logits `[rows, vocab_size]` of `rows`, ascending, of the batch that [`Self::forward`] ran
+    /// last, whether or not they were sample rows: the same numbers as if they had been. For callers
+    /// that want many rows and hold few at a time.
+    ///
+    /// # Errors
+    /// [`Error::InvalidBatch`] if no batch was run or it has no such rows, or a device error.
+    fn row_logits(&mut self, rows: &[u32], logits: &mut Vec<f32>) -> Result<(), Error>;
+
+    /// Writes the hidden states `[rows, hidden_size]` after the final norm of `rows`, ascending, of the
+    /// batch that [`Self::forward`] ran last.
+    ///
+    /// # Errors
+    /// As [`Self::row_logits`].
+    fn row_states(&mut self, rows: &[u32], states: &mut Vec<f32>) -> Result<(), Error>;
+
     /// The most rows that one [`Batch`] may have (the workspace's size).
     fn max_batch_rows(&self) -> usize;
 

@@ -44,12 +44,14 @@ pub struct LlamaWeights<W> {
 pub struct Llama<O: Ops> {
     ops: O,
     weights: LlamaWeights<O::Weight>,
+    /// The latest step of [`Model::forward`] and its rows; its registers still hold its output.
+    latest: Option<(O::Step, u32)>,
 }
 
 impl<O: Ops> Llama<O> {
     /// Joins a backend and the weights that it prepared.
     pub fn new(ops: O, weights: LlamaWeights<O::Weight>) -> Self {
-        Self { ops, weights }
+        Self { ops, weights, latest: None }
     }
 
     /// The backend, for callers that need more than [`Model`] (training, graph capture).
@@ -65,13 +67,33 @@ impl<O: Ops> Llama<O> {
     /// Runs `batch` up to and without the final norm: the last layer's output is left as
     /// residual [`Reg::H`] plus delta [`Reg::X`].
     pub fn hidden(&mut self, batch: &Batch) -> Result<O::Step, Error> {
-        let Self { ops, weights } = self;
+        let Self { ops, weights, latest } = self;
+        *latest = None;
         let step = ops.upload(batch)?;
         ops.embed(&step, &weights.embedding, Reg::H)?;
         for (layer_idx, layer) in weights.layers.iter().enumerate() {
             decode_layer(ops, &step, layer, layer_idx)?;
         }
         Ok(step)
+    }
+
+    /// Makes `rows` the sample rows of the latest step and hands it out with what the head needs.
+    fn reselect(&mut self, rows: &[u32]) -> Result<(&mut O, &O::Step, &LlamaWeights<O::Weight>), Error> {
+        let Some((step, num_rows)) = &mut self.latest else {
+            return Err(Error::InvalidBatch("rows of a step that was not run".into()));
+        };
+        if rows.iter().any(|row| row >= num_rows) || !rows.is_sorted_by(|a, b| a < b) {
+            return Err(Error::InvalidBatch(format!("rows must ascend below {num_rows}")));
+        }
+        self.ops.select_rows(step, rows)?;
+        Ok((&mut self.ops, step, &self.weights))
+    }
+}
+
+impl<W> LlamaWeights<W> {
+    /// The output projection.
+    fn head(&self) -> &W {
+        self.head.as_ref().unwrap_or(&self.embedding)
     }
 }
 
@@ -116,9 +138,20 @@ where
 
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
         let step = self.hidden(batch)?;
-        let Self { ops, weights } = self;
-        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
-        ops.logits(&step, &weights.norm, head, Reg::H, Reg::X, logits)
+        let Self { ops, weights, latest } = self;
+        ops.logits(&step, &weights.norm, weights.head(), Reg::H, Reg::X, logits)?;
+        *latest = Some((step, batch.num_rows() as u32));
+        Ok(())
+    }
+
+    fn row_logits(&mut self, rows: &[u32], logits: &mut Vec<f32>) -> Result<(), Error> {
+        let (ops, step, weights) = self.reselect(rows)?;
+        ops.logits(step, &weights.norm, weights.head(), Reg::H, Reg::X, logits)
+    }
+
+    fn row_states(&mut self, rows: &[u32], states: &mut Vec<f32>) -> Result<(), Error> {
+        let (ops, step, weights) = self.reselect(rows)?;
+        ops.states(step, &weights.norm, Reg::H, Reg::X, states)
     }
 
     fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
@@ -156,9 +189,8 @@ where
             return Err(Error::InvalidBatch(format!("{targets} targets for {rows} sample rows")));
         }
         let step = self.hidden(batch)?;
-        let Self { ops, weights } = self;
-        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
-        ops.score(&step, &weights.norm, head, Reg::H, Reg::X, targets, out)
+        let Self { ops, weights, .. } = self;
+        ops.score(&step, &weights.norm, weights.head(), Reg::H, Reg::X, targets, out)
     }
 
     fn max_batch_rows(&self) -> usize {

@@ -143,6 +143,20 @@ impl CudaOps {
         HeadLayout { heads: model.num_heads, kv_heads: model.num_kv_heads, head_dim: model.head_dim }
     }
 
+    /// Sample rows of `residual + delta`, normed, into [`Self::samples`].
+    fn final_norm(
+        &self,
+        step: &CudaStep,
+        norm: &CudaWeight,
+        [residual, delta]: [Reg; 2],
+    ) -> Result<(), Error> {
+        let (eps, width) = (self.config.model.rms_norm_eps, self.config.model.hidden_size);
+        let (residual, delta) = (self.reg(residual), self.reg(delta));
+        self.device.gather_sum(&self.arrays, residual, delta, &self.samples, width)?;
+        self.device.add_rms_norm(step.samples, &self.samples, None, &norm.values, &self.samples, eps)?;
+        Ok(())
+    }
+
     fn reg(&self, reg: Reg) -> &Buffer<f32> {
         &self.registers[index(reg)]
     }
@@ -330,14 +344,33 @@ impl Ops for CudaOps {
         delta: Reg,
         out: &mut Vec<f32>,
     ) -> Result<(), Error> {
-        let (eps, width) = (self.config.model.rms_norm_eps, self.config.model.hidden_size);
-        let (residual, delta) = (&self.registers[index(residual)], &self.registers[index(delta)]);
-        self.device.gather_sum(&self.arrays, residual, delta, &self.samples, width)?;
-        self.device.add_rms_norm(step.samples, &self.samples, None, &norm.values, &self.samples, eps)?;
+        self.final_norm(step, norm, [residual, delta])?;
         let shape = (head.outputs, head.inputs);
         self.device.linear(step.samples, &head.values, None, &self.samples, &mut self.logits, shape)?;
         *out = self.device.read(&self.logits)?;
         out.truncate(step.samples * head.outputs);
+        Ok(())
+    }
+
+    fn select_rows(&mut self, step: &mut CudaStep, rows: &[u32]) -> Result<(), Error> {
+        self.rows.sample_rows.clear();
+        self.rows.sample_rows.extend_from_slice(rows);
+        self.device.upload(&mut self.arrays, &self.rows)?;
+        step.samples = rows.len();
+        Ok(())
+    }
+
+    fn states(
+        &mut self,
+        step: &CudaStep,
+        norm: &CudaWeight,
+        residual: Reg,
+        delta: Reg,
+        out: &mut Vec<f32>,
+    ) -> Result<(), Error> {
+        self.final_norm(step, norm, [residual, delta])?;
+        *out = self.device.read(&self.samples)?;
+        out.truncate(step.samples * self.config.model.hidden_size);
         Ok(())
     }
 

@@ -96,7 +96,7 @@ pub trait Ops {
     /// A prepared weight.
     type Weight;
     /// Handle of an uploaded batch.
-    type Step;
+    type Step: Send;
 
     /// Fuses, reorders and packs a weight into the backend's form.
     fn prepare(&mut self, spec: WeightSpec) -> Result<Self::Weight, Error>;
@@ -148,6 +148,20 @@ pub trait Ops {
         step: &Self::Step,
         norm: &Self::Weight,
         head: &Self::Weight,
+        residual: Reg,
+        delta: Reg,
+        out: &mut Vec<f32>,
+    ) -> Result<(), Error>;
+
+    /// Makes `rows`, ascending rows of the step, its sample rows from now on.
+    fn select_rows(&mut self, step: &mut Self::Step, rows: &[u32]) -> Result<(), Error>;
+
+    /// For the sample rows only: `residual += delta`, final norm; writes `[samples, hidden_size]` into
+    /// `out`. Does not change the registers.
+    fn states(
+        &mut self,
+        step: &Self::Step,
+        norm: &Self::Weight,
         residual: Reg,
         delta: Reg,
         out: &mut Vec<f32>,

@@ -197,10 +197,19 @@ impl ReferenceOps {
         head: &ReferenceWeight,
         [residual, delta]: [Reg; 2],
     ) -> Result<Tensor, Error> {
+        self.product(&self.states_tensor(step, norm, [residual, delta])?, head)
+    }
+
+    /// Hidden states `[samples, hidden_size]` after the final norm.
+    fn states_tensor(
+        &self,
+        step: &ReferenceStep,
+        norm: &ReferenceWeight,
+        [residual, delta]: [Reg; 2],
+    ) -> Result<Tensor, Error> {
         let rows =
             |reg: Reg| -> Result<Tensor, Error> { Ok(self.get(reg)?.index_select(&step.sample_rows, 0)?) };
-        let hidden = (rows(residual)? + rows(delta)?)?;
-        self.product(&self.norm(&hidden, norm)?, head)
+        self.norm(&(rows(residual)? + rows(delta)?)?, norm)
     }
 }
 
@@ -382,6 +391,27 @@ impl Ops for ReferenceOps {
         if step.sample_rows.elem_count() > 0 {
             let logits = self.logits_tensor(step, norm, head, [residual, delta])?;
             out.extend_from_slice(&logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+        }
+        Ok(())
+    }
+
+    fn select_rows(&mut self, step: &mut ReferenceStep, rows: &[u32]) -> Result<(), Error> {
+        step.sample_rows = Tensor::new(rows, &self.device)?;
+        Ok(())
+    }
+
+    fn states(
+        &mut self,
+        step: &ReferenceStep,
+        norm: &ReferenceWeight,
+        residual: Reg,
+        delta: Reg,
+        out: &mut Vec<f32>,
+    ) -> Result<(), Error> {
+        out.clear();
+        if step.sample_rows.elem_count() > 0 {
+            let states = self.states_tensor(step, norm, [residual, delta])?;
+            out.extend_from_slice(&states.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
         }
         Ok(())
     }

@@ -81,6 +81,8 @@ struct ScriptedModel {
     gate: Arc<Gate>,
     /// Settings and tokens of the open blocks.
     blocks: HashMap<BlockId, (CacheSettings, u32)>,
+    /// Positions and ids of the latest step.
+    latest: (Vec<u32>, Vec<u32>),
     /// Settings of the exported blocks.
     exported: Mutex<Vec<CacheSettings>>,
 }
@@ -113,12 +115,18 @@ impl Model for ScriptedModel {
             );
             *len += sequence.rows.len() as u32;
         }
+        self.latest = (batch.positions.clone(), batch.ids.clone());
+        self.row_logits(&batch.sample_rows, logits)
+    }
+
+    fn row_logits(&mut self, rows: &[u32], logits: &mut Vec<f32>) -> Result<(), Error> {
         let script = script();
+        let (positions, ids) = &self.latest;
+        let is_finite = !ids.contains(&NOT_FINITE);
         logits.clear();
-        for row in &batch.sample_rows {
-            let position = batch.positions[*row as usize] as usize;
+        for row in rows {
+            let position = positions[*row as usize] as usize;
             let next = script[(position + 1) % script.len()] as usize;
-            let is_finite = !batch.ids.contains(&NOT_FINITE);
             // The script is likely, its neighbour a little, everything else hardly.
             logits.extend((0..VOCAB_SIZE).map(|id| match id {
                 _ if !is_finite => f32::NAN,
@@ -126,6 +134,17 @@ impl Model for ScriptedModel {
                 id if id == (next + 1) % VOCAB_SIZE => 5.0,
                 _ => 0.0,
             }));
+        }
+        Ok(())
+    }
+
+    /// Made of the row's id alone.
+    fn row_states(&mut self, rows: &[u32], states: &mut Vec<f32>) -> Result<(), Error> {
+        let width = self.config.hidden_size as u32;
+        states.clear();
+        for row in rows {
+            let id = self.latest.1[*row as usize];
+            states.extend((1..=width).map(|i| ((id + 1) * i % 7) as f32 - 3.0));
         }
         Ok(())
     }
@@ -212,6 +231,7 @@ impl TestServer {
             plan,
             gate: Arc::clone(&gate),
             blocks: HashMap::new(),
+            latest: Default::default(),
             exported: Mutex::default(),
         };
         let registry = prometheus::Registry::new();

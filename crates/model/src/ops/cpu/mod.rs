@@ -228,6 +228,30 @@ impl CpuOps {
         }
     }
 
+    /// Sample rows of `residual + delta`, normed, into the head's input; also in its 16-bit form if
+    /// `quantize`.
+    fn final_norm(
+        &mut self,
+        step: &CpuStep,
+        norm: &CpuWeight,
+        [residual, delta]: [Reg; 2],
+        quantize: bool,
+    ) -> Result<(), Error> {
+        let norm = self.norm(norm)?;
+        let width = self.head.width;
+        for (i, &row) in self.batch.sample_rows.iter().enumerate() {
+            let from = row as usize * width..(row as usize + 1) * width;
+            let to = i * width..(i + 1) * width;
+            self.head_residual[to.clone()]
+                .copy_from_slice(&self.registers[residual as usize].data[from.clone()]);
+            self.head.data[to].copy_from_slice(&self.registers[delta as usize].data[from]);
+        }
+        let Self { team, isa, head, head_residual, .. } = self;
+        let quant = head.quant.as_mut().filter(|_| quantize);
+        rows::add_rms_norm(team, *isa, norm, step.samples, head_residual, &mut head.data, quant);
+        Ok(())
+    }
+
     /// Lines up what the jobs' slots have received so far.
     fn gather_received(&mut self, layer: usize) {
         self.received_jobs.clear();
@@ -488,22 +512,33 @@ impl Ops for CpuOps {
         delta: Reg,
         out: &mut Vec<f32>,
     ) -> Result<(), Error> {
-        let norm = self.norm(norm)?;
         let matrix = head.matrix()?;
-        let width = self.head.width;
-        for (i, &row) in self.batch.sample_rows.iter().enumerate() {
-            let from = row as usize * width..(row as usize + 1) * width;
-            let to = i * width..(i + 1) * width;
-            self.head_residual[to.clone()]
-                .copy_from_slice(&self.registers[residual as usize].data[from.clone()]);
-            self.head.data[to].copy_from_slice(&self.registers[delta as usize].data[from]);
-        }
-        let Self { team, isa, head, head_residual, scratch, .. } = self;
-        let quant = head.quant.as_mut().filter(|_| matrix.takes_quantized());
-        rows::add_rms_norm(team, *isa, norm, step.samples, head_residual, &mut head.data, quant);
+        self.final_norm(step, norm, [residual, delta], matrix.takes_quantized())?;
+        let Self { team, isa, head, scratch, .. } = self;
         out.resize(step.samples * matrix.rows, 0.0);
         let input = Input { x: &head.data, quant: head.quant.as_ref(), rows: step.samples };
         matrix.product(team, *isa, input, out, scratch)
+    }
+
+    fn select_rows(&mut self, step: &mut CpuStep, rows: &[u32]) -> Result<(), Error> {
+        self.batch.sample_rows.clear();
+        self.batch.sample_rows.extend_from_slice(rows);
+        step.samples = rows.len();
+        Ok(())
+    }
+
+    fn states(
+        &mut self,
+        step: &CpuStep,
+        norm: &CpuWeight,
+        residual: Reg,
+        delta: Reg,
+        out: &mut Vec<f32>,
+    ) -> Result<(), Error> {
+        self.final_norm(step, norm, [residual, delta], false)?;
+        out.clear();
+        out.extend_from_slice(&self.head.data[..step.samples * self.head.width]);
+        Ok(())
     }
 
     fn open_block(&mut self, block: BlockId, settings: CacheSettings) -> Result<(), Error> {
