@@ -45,6 +45,18 @@ pub enum ErrorKind {
     ContextLengthExceeded,
     /// An exact answer was asked for, but the prompt does not fit without folding.
     ExactLengthExceeded,
+    /// An image reference that is neither a data URI nor a URL that may be fetched.
+    InvalidImageUrl,
+    /// The data of a data URI is not base64.
+    InvalidBase64,
+    /// An image could not be fetched from where its URL points.
+    FailedToDownloadImage,
+    /// No API key was given, but this server wants one.
+    MissingApiKey,
+    /// The API key is not one of this server's, or has expired.
+    InvalidApiKey,
+    /// The API key is good, but not for this.
+    PermissionDenied,
     /// No model of that name is served.
     ModelNotFound,
     /// No such route or object.
@@ -53,8 +65,16 @@ pub enum ErrorKind {
     MethodNotAllowed,
     /// The body is larger than the limit.
     RequestTooLarge,
+    /// An image has more bytes or pixels than allowed.
+    ImageTooLarge,
     /// The body is not JSON by its content type.
     UnsupportedMediaType,
+    /// The bytes are not an image that can be read.
+    ImageParseError,
+    /// An image of a type that cannot be read.
+    UnsupportedImageMediaType,
+    /// The API key has used up one of its own limits.
+    RateLimitExceeded,
     /// A bug or a device error.
     InternalError,
     /// The engine is not running: health and readiness only.
@@ -74,15 +94,15 @@ pub struct ErrorRow {
     pub status: u16,
     /// `error.type`.
     pub error_type: &'static str,
-    /// `error.code`.
-    pub code: &'static str,
+    /// `error.code`; `None` is null on the wire.
+    pub code: Option<&'static str>,
     /// Label `kind` of the error counter.
     pub label: &'static str,
 }
 
 impl ErrorKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 36] = [
         Self::InvalidJson,
         Self::InvalidType,
         Self::MissingRequiredParameter,
@@ -99,11 +119,21 @@ impl ErrorKind {
         Self::UnsupportedValue,
         Self::ContextLengthExceeded,
         Self::ExactLengthExceeded,
+        Self::InvalidImageUrl,
+        Self::InvalidBase64,
+        Self::FailedToDownloadImage,
+        Self::MissingApiKey,
+        Self::InvalidApiKey,
+        Self::PermissionDenied,
         Self::ModelNotFound,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::RequestTooLarge,
+        Self::ImageTooLarge,
         Self::UnsupportedMediaType,
+        Self::ImageParseError,
+        Self::UnsupportedImageMediaType,
+        Self::RateLimitExceeded,
         Self::InternalError,
         Self::EngineNotRunning,
         Self::NotImplemented,
@@ -113,9 +143,14 @@ impl ErrorKind {
 
     /// The table.
     pub fn row(self) -> ErrorRow {
-        let invalid =
-            |status, code| ErrorRow { status, error_type: "invalid_request_error", code, label: code };
-        let server = |status, code, label| ErrorRow { status, error_type: "server_error", code, label };
+        let invalid = |status, code| ErrorRow {
+            status,
+            error_type: "invalid_request_error",
+            code: Some(code),
+            label: code,
+        };
+        let server =
+            |status, code, label| ErrorRow { status, error_type: "server_error", code: Some(code), label };
         match self {
             Self::InvalidJson => invalid(400, "invalid_json"),
             Self::InvalidType => invalid(400, "invalid_type"),
@@ -133,11 +168,25 @@ impl ErrorKind {
             Self::UnsupportedValue => invalid(400, "unsupported_value"),
             Self::ContextLengthExceeded => invalid(400, "context_length_exceeded"),
             Self::ExactLengthExceeded => invalid(400, "exact_length_exceeded"),
+            Self::InvalidImageUrl => invalid(400, "invalid_image_url"),
+            Self::InvalidBase64 => invalid(400, "invalid_base64"),
+            Self::FailedToDownloadImage => invalid(400, "failed_to_download_image"),
+            Self::MissingApiKey => {
+                ErrorRow { code: None, label: "missing_api_key", ..invalid(401, "invalid_api_key") }
+            }
+            Self::InvalidApiKey => invalid(401, "invalid_api_key"),
+            Self::PermissionDenied => invalid(403, "permission_denied"),
             Self::ModelNotFound => invalid(404, "model_not_found"),
             Self::NotFound => invalid(404, "not_found"),
             Self::MethodNotAllowed => invalid(405, "method_not_allowed"),
             Self::RequestTooLarge => invalid(413, "request_too_large"),
+            Self::ImageTooLarge => invalid(413, "image_too_large"),
             Self::UnsupportedMediaType => invalid(415, "unsupported_media_type"),
+            Self::ImageParseError => invalid(422, "image_parse_error"),
+            Self::UnsupportedImageMediaType => invalid(422, "unsupported_image_media_type"),
+            Self::RateLimitExceeded => {
+                ErrorRow { error_type: "rate_limit_error", ..invalid(429, "rate_limit_exceeded") }
+            }
             Self::InternalError => server(500, "internal_error", "internal_error"),
             Self::EngineNotRunning => server(503, "internal_error", "engine_not_running"),
             Self::NotImplemented => server(501, "not_implemented", "not_implemented"),
@@ -146,10 +195,11 @@ impl ErrorKind {
         }
     }
 
-    /// How long a client should wait before it asks again; sent with every 503.
+    /// How long a client should wait before it asks again, if the error itself does not know better;
+    /// sent with every 429 and 503.
     fn retry_after(self) -> Option<Duration> {
         match self {
-            Self::ServerOverloaded => Some(Duration::from_secs(1)),
+            Self::ServerOverloaded | Self::RateLimitExceeded => Some(Duration::from_secs(1)),
             Self::ShuttingDown | Self::EngineNotRunning => Some(Duration::from_secs(5)),
             _ => None,
         }
@@ -167,12 +217,18 @@ pub struct ApiError {
     pub param: Option<String>,
     /// The same body would fail again: clients are told not to retry by themselves.
     pub is_final: bool,
+    /// How long to wait before the next try, where that is known.
+    pub wait: Option<Duration>,
 }
+
+/// Official clients give up at once when they are told to wait longer.
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 impl ApiError {
     /// An error that belongs to no field.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), param: None, is_final: kind == ErrorKind::NotImplemented }
+        let is_final = kind == ErrorKind::NotImplemented;
+        Self { kind, message: message.into(), param: None, is_final, wait: None }
     }
 
     /// An error of the field `param`.
@@ -194,7 +250,7 @@ impl ApiError {
                 message: &self.message,
                 r#type: row.error_type,
                 param: self.param.as_deref(),
-                code: Some(row.code),
+                code: row.code,
             },
         }
     }
@@ -263,12 +319,14 @@ impl IntoResponse for ApiError {
             StatusCode::from_u16(self.kind.row().status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self.body())).into_response();
         let headers = response.headers_mut();
-        if let Some(wait) = self.kind.retry_after() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs()));
-            headers.insert(
-                HeaderName::from_static("retry-after-ms"),
-                HeaderValue::from(wait.as_secs().saturating_mul(1000)),
-            );
+        if let Some(wait) = self.wait.or_else(|| self.kind.retry_after()) {
+            // Rounded up: who comes a moment too early is refused again.
+            let millis = wait.min(MAX_WAIT).as_micros().div_ceil(1000) as u64;
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000)));
+            headers.insert(HeaderName::from_static("retry-after-ms"), HeaderValue::from(millis));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.is_final && status.is_server_error() {
             headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
@@ -292,22 +350,37 @@ pub(crate) fn clip(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Each kind's answer has its documented status, all four keys, and `Retry-After` iff it is a 503.
+    /// Each kind's answer has its documented status, all four keys, and `Retry-After` iff it is a 429 or 503.
     #[tokio::test]
     async fn every_kind_has_a_complete_answer() {
         for kind in ErrorKind::ALL {
             let row = kind.row();
             let response = ApiError::field(kind, "n", "why").into_response();
             assert_eq!(response.status().as_u16(), row.status);
-            assert_eq!(response.headers().contains_key("retry-after"), row.status == 503, "{kind:?}");
-            assert_eq!(response.headers().contains_key("retry-after-ms"), row.status == 503, "{kind:?}");
+            let is_to_wait = matches!(row.status, 429 | 503);
+            assert_eq!(response.headers().contains_key("retry-after"), is_to_wait, "{kind:?}");
+            assert_eq!(response.headers().contains_key("retry-after-ms"), is_to_wait, "{kind:?}");
+            assert_eq!(response.headers().contains_key("www-authenticate"), row.status == 401, "{kind:?}");
             assert_eq!(response.headers().contains_key("x-should-retry"), row.status == 501, "{kind:?}");
             let bytes = axum::body::to_bytes(response.into_body(), 10_000).await.expect("a short body");
             let json: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
             let object = json["error"].as_object().expect("an object");
             assert_eq!(object.keys().collect::<Vec<_>>(), ["message", "type", "param", "code"]);
-            assert_eq!(object["code"], row.code);
+            assert_eq!(object["code"].as_str(), row.code);
             assert_eq!(object["type"], row.error_type);
+        }
+    }
+
+    #[test]
+    fn waits_are_rounded_up_and_bounded() {
+        for (wait, seconds, millis) in
+            [(1, "1", "1"), (1_000_001, "2", "1001"), (900_000_000, "120", "120000")]
+        {
+            let wait = Some(Duration::from_micros(wait));
+            let error = ApiError { wait, ..ApiError::new(ErrorKind::RateLimitExceeded, "why") };
+            let response = error.into_response();
+            assert_eq!(response.headers()["retry-after"], seconds);
+            assert_eq!(response.headers()["retry-after-ms"], millis);
         }
     }
 
