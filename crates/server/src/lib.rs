@@ -18,6 +18,7 @@ mod known_fields;
 mod layers;
 mod limits;
 mod logprobs;
+mod message;
 mod metrics;
 mod openai;
 mod prompt;

@@ -85,6 +85,8 @@ impl Usage {
 pub(crate) enum FinishReason {
     Stop,
     Length,
+    /// The message has a complete call.
+    ToolCalls,
 }
 
 /// What ended a text, if it was not the model's own end token.
@@ -126,8 +128,39 @@ pub(crate) struct ChatChoice {
 #[derive(Debug, Serialize)]
 pub(crate) struct AssistantMessage {
     pub(crate) role: &'static str,
-    pub(crate) content: String,
+    /// Null if the message is calls only.
+    pub(crate) content: Option<String>,
     pub(crate) refusal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) tool_calls: Vec<ChatToolCall>,
+}
+
+/// A call in an answer, or a fragment of one in a chunk.
+#[derive(Debug, Default, PartialEq, Serialize)]
+pub(crate) struct ChatToolCall {
+    /// Which call; in chunks only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) index: Option<u32>,
+    /// Absent in later fragments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) id: Option<String>,
+    /// `function`; absent in later fragments.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub(crate) kind: Option<&'static str>,
+    pub(crate) function: ChatFunction,
+}
+
+#[derive(Debug, Default, PartialEq, Serialize)]
+pub(crate) struct ChatFunction {
+    /// Absent in later fragments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// JSON text, or a piece of it.
+    pub(crate) arguments: String,
 }
 
 /// Log-probabilities of a chat choice or delta.
@@ -183,12 +216,18 @@ pub(crate) struct ChatChunkChoice {
     pub(crate) token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize)]
 pub(crate) struct ChatDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) tool_calls: Vec<ChatToolCall>,
 }
 
 /// Answer and chunk of `/v1/completions`.

@@ -8,21 +8,24 @@ use axum::{
 use super::ChatRequest;
 use crate::{
     logprobs,
-    openai::{AssistantMessage, ChatChoice, ChatCompletion, Stamp},
+    message::Message,
+    openai::{AssistantMessage, ChatChoice, ChatCompletion, ChatFunction, ChatToolCall, Stamp, Usage},
     run::{Done, FinishedChoice, token_ids, token_style},
     state::AppState,
 };
 
 pub(super) fn respond(state: &AppState, chat: &ChatRequest, stamp: &Stamp, done: Done) -> Response {
     let prompt_token_ids = chat.generation.return_token_ids.then(|| done.prompts.first()).flatten();
-    let choices = (0..).zip(done.choices).map(|(index, choice)| one_choice(state, chat, index, choice));
+    let mut usage = done.usage;
+    let choices = (0..).zip(done.choices);
+    let choices = choices.map(|(index, choice)| one_choice(state, chat, index, choice, &mut usage)).collect();
     Json(ChatCompletion {
         id: &stamp.id,
         object: "chat.completion",
         created: stamp.created,
         model: &stamp.model,
-        choices: choices.collect(),
-        usage: done.usage,
+        choices,
+        usage,
         // No key has a tier of its own yet.
         service_tier: "default",
         system_fingerprint: &stamp.system_fingerprint,
@@ -32,17 +35,41 @@ pub(super) fn respond(state: &AppState, chat: &ChatRequest, stamp: &Stamp, done:
     .into_response()
 }
 
-fn one_choice(state: &AppState, chat: &ChatRequest, index: u32, choice: FinishedChoice) -> ChatChoice {
+/// One choice; its thoughts are added to the usage.
+fn one_choice(
+    state: &AppState,
+    chat: &ChatRequest,
+    index: u32,
+    choice: FinishedChoice,
+    usage: &mut Usage,
+) -> ChatChoice {
     let fields = &chat.generation;
+    let token_ids = fields.return_token_ids.then(|| token_ids(&choice.tokens));
+    let (message, finish_reason) =
+        Message::read(&chat.message_plan, choice.text, choice.tokens, choice.finish.reason);
+    usage.completion_tokens_details.reasoning_tokens += u64::from(message.reasoning_tokens);
     let logprobs = fields
         .logprobs
-        .map(|_| logprobs::chat(&choice.tokens, state.processor().as_ref(), token_style(fields)));
+        .map(|_| logprobs::chat(&message.content_tokens, state.processor().as_ref(), token_style(fields)));
+    let calls = message.tool_calls.into_iter().map(|call| ChatToolCall {
+        index: None,
+        id: Some(call.id),
+        kind: Some("function"),
+        function: ChatFunction { name: Some(call.name), arguments: call.arguments },
+    });
     ChatChoice {
         index,
-        message: AssistantMessage { role: "assistant", content: choice.text, refusal: None },
+        message: AssistantMessage {
+            role: "assistant",
+            content: message.content,
+            refusal: None,
+            reasoning: message.reasoning.clone(),
+            reasoning_content: message.reasoning,
+            tool_calls: calls.collect(),
+        },
         logprobs,
-        finish_reason: choice.finish.reason,
+        finish_reason,
         stop_reason: choice.finish.stop_reason,
-        token_ids: fields.return_token_ids.then(|| token_ids(&choice.tokens)),
+        token_ids,
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     fields::{Field, IgnoredFields},
     generation::{Bounds, GenerationFields},
     known_fields::Route,
+    message::MessagePlan,
 };
 
 /// A checked chat request.
@@ -18,6 +19,8 @@ pub(crate) struct ChatRequest {
     pub(crate) messages: Vec<Value>,
     pub(crate) template: TemplateFields,
     pub(crate) generation: GenerationFields,
+    /// How the answer is read.
+    pub(crate) message_plan: MessagePlan,
     /// Returned as it came.
     pub(crate) metadata: Option<Value>,
     /// The request named a service tier; the one used is returned.
