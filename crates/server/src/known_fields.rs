@@ -1,10 +1,16 @@
-//! Every request field that the server knows, and what becomes of it. `docs/api.md` shows the same
-//! lists; a test compares them.
+//! Every request field that the server knows, what it may hold and what becomes of it. `docs/api.md`
+//! shows the same tables, and `/openapi.json` is rendered from them; tests compare all three.
+
+mod objects;
+mod rows;
 
 use crate::{
     error::ApiError,
     fields::{Field, IgnoredFields},
+    schema::{Property, Schema},
 };
+
+use rows::{CHAT, COMPLETIONS, DETOKENIZE, GENERATION, TOKENIZE};
 
 /// What becomes of a known field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,167 +20,51 @@ pub(crate) enum Treatment {
     /// Some values have their effect, the others are refused.
     Limited,
     /// Its type is checked; it has no effect here.
-    Accepted(Shape),
-    /// Always an error; the text says why, or what to use instead.
-    Refused(&'static str),
+    Accepted,
+    /// Always an error; [`Row::about`] says why, or what to use instead.
+    Refused,
 }
-
-impl Treatment {
-    /// The word in `docs/api.md`.
-    #[cfg(test)]
-    fn word(self) -> &'static str {
-        match self {
-            Self::Honoured => "honoured",
-            Self::Limited => "limited",
-            Self::Accepted(_) => "accepted",
-            Self::Refused(_) => "refused",
-        }
-    }
-}
-
-/// The type of a field that has no effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shape {
-    /// `true` or `false`.
-    Boolean,
-    /// Up to 512 bytes.
-    Text,
-    /// An object of any content.
-    Object,
-    /// One of these.
-    OneOf(&'static [&'static str]),
-}
-
-impl Shape {
-    fn check(self, field: &Field<'_, '_>) -> Result<(), ApiError> {
-        match self {
-            Self::Boolean => field.boolean().map(drop),
-            Self::Text => field.bounded_string(512).map(drop),
-            Self::Object => field.object().map(drop),
-            Self::OneOf(allowed) => field.one_of(allowed).map(drop),
-        }
-    }
-}
-
-type Row = (&'static str, Treatment);
 
 use Treatment::{Accepted, Honoured, Limited, Refused};
 
-const LATER: &str = "it is not built yet";
-const OPERATOR: &str = "the operator has not enabled it";
+impl Treatment {
+    /// The word in `docs/api.md`.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Honoured => "honoured",
+            Self::Limited => "limited",
+            Self::Accepted => "accepted",
+            Self::Refused => "refused",
+        }
+    }
+}
 
-/// Fields that only chat has.
-const CHAT: &[Row] = &[
-    ("messages", Honoured),
-    ("max_completion_tokens", Honoured),
-    ("logprobs", Honoured),
-    ("top_logprobs", Honoured),
-    ("tools", Refused(LATER)),
-    ("tool_choice", Limited),
-    ("parallel_tool_calls", Accepted(Shape::Boolean)),
-    (
-        "reasoning_effort",
-        Accepted(Shape::OneOf(&["none", "minimal", "low", "medium", "high", "xhigh", "max"])),
-    ),
-    ("metadata", Honoured),
-    ("store", Accepted(Shape::Boolean)),
-    ("service_tier", Honoured),
-    ("verbosity", Accepted(Shape::OneOf(&["low", "medium", "high"]))),
-    ("prediction", Accepted(Shape::Object)),
-    ("prompt_cache_options", Accepted(Shape::Object)),
-    ("prompt_cache_retention", Accepted(Shape::Text)),
-    ("modalities", Limited),
-    ("audio", Refused("there is no audio output")),
-    ("web_search_options", Refused("there is no web search")),
-    ("moderation", Refused("there is no moderation")),
-    ("functions", Refused("it was replaced by `tools`")),
-    ("function_call", Refused("it was replaced by `tools` and `tool_choice`")),
-    ("safety_identifier", Accepted(Shape::Text)),
-    ("prompt_cache_key", Accepted(Shape::Text)),
-    ("chat_template", Refused(OPERATOR)),
-    ("chat_template_kwargs", Honoured),
-    ("add_generation_prompt", Honoured),
-    ("continue_final_message", Honoured),
-    ("documents", Honoured),
-    ("echo", Limited),
-    ("thinking", Refused(LATER)),
-    ("thinking_token_budget", Refused(LATER)),
-];
+/// One field of a request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) treatment: Treatment,
+    /// Its values; `null` is allowed besides, and the same as absent.
+    pub(crate) schema: Schema,
+    /// The third column of `docs/api.md`, and the description in `/openapi.json`.
+    pub(crate) about: &'static str,
+}
 
-/// Fields that only completions has.
-const COMPLETIONS: &[Row] = &[
-    ("prompt", Honoured),
-    ("logprobs", Honoured),
-    ("echo", Limited),
-    ("suffix", Refused("this model has no fill-in-the-middle template")),
-];
+const fn honoured(name: &'static str, schema: Schema, about: &'static str) -> Row {
+    Row { name, treatment: Honoured, schema, about }
+}
 
-/// Fields of both.
-const GENERATION: &[Row] = &[
-    ("model", Honoured),
-    ("max_tokens", Honoured),
-    ("temperature", Honoured),
-    ("top_p", Honoured),
-    ("n", Honoured),
-    ("seed", Honoured),
-    ("stop", Honoured),
-    ("frequency_penalty", Honoured),
-    ("presence_penalty", Honoured),
-    ("logit_bias", Honoured),
-    ("stream", Honoured),
-    ("stream_options", Honoured),
-    ("user", Accepted(Shape::Text)),
-    ("response_format", Limited),
-    ("top_k", Honoured),
-    ("min_p", Honoured),
-    ("repetition_penalty", Honoured),
-    ("min_tokens", Honoured),
-    ("ignore_eos", Honoured),
-    ("stop_token_ids", Honoured),
-    ("include_stop_str_in_output", Honoured),
-    ("skip_special_tokens", Honoured),
-    ("bad_words", Honoured),
-    ("allowed_token_ids", Honoured),
-    ("prompt_logprobs", Refused(LATER)),
-    ("return_token_ids", Honoured),
-    ("return_tokens_as_token_ids", Honoured),
-    ("structured_outputs", Refused(LATER)),
-    ("guided_json", Refused(LATER)),
-    ("guided_regex", Refused(LATER)),
-    ("guided_choice", Refused(LATER)),
-    ("guided_grammar", Refused(LATER)),
-    ("add_special_tokens", Honoured),
-    ("truncate_prompt_tokens", Honoured),
-    ("priority", Honoured),
-    ("request_id", Honoured),
-    ("cache_salt", Honoured),
-    ("best_of", Limited),
-    ("use_beam_search", Limited),
-    ("length_penalty", Limited),
-    ("mm_processor_kwargs", Refused(OPERATOR)),
-    ("media_io_kwargs", Refused(OPERATOR)),
-    ("kv_transfer_params", Refused(OPERATOR)),
-    ("vllm_xargs", Refused(OPERATOR)),
-    ("locket", Honoured),
-];
+const fn limited(name: &'static str, schema: Schema, about: &'static str) -> Row {
+    Row { name, treatment: Limited, schema, about }
+}
 
-/// Fields of `/tokenize`.
-const TOKENIZE: &[Row] = &[
-    ("model", Honoured),
-    ("prompt", Honoured),
-    ("messages", Honoured),
-    ("add_special_tokens", Honoured),
-    ("return_token_strs", Honoured),
-    ("add_generation_prompt", Honoured),
-    ("continue_final_message", Honoured),
-    ("chat_template", Refused(OPERATOR)),
-    ("chat_template_kwargs", Honoured),
-    ("documents", Honoured),
-    ("tools", Refused(LATER)),
-];
+const fn accepted(name: &'static str, schema: Schema, about: &'static str) -> Row {
+    Row { name, treatment: Accepted, schema, about }
+}
 
-/// Fields of `/detokenize`.
-const DETOKENIZE: &[Row] = &[("model", Honoured), ("tokens", Honoured)];
+const fn refused(name: &'static str, why: &'static str) -> Row {
+    Row { name, treatment: Refused, schema: Schema::Absent, about: why }
+}
 
 /// The routes that take a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,9 +89,34 @@ impl Route {
         }
     }
 
+    /// Every field of the route.
+    pub(crate) fn rows(self) -> impl Iterator<Item = &'static Row> {
+        self.lists().iter().flat_map(|list| list.iter())
+    }
+
+    /// Fields without which there is no request.
+    fn required(self) -> &'static [&'static str] {
+        match self {
+            Self::Chat => &["messages"],
+            Self::Completions => &["prompt"],
+            Self::Tokenize => &[],
+            Self::Detokenize => &["tokens"],
+        }
+    }
+
+    /// The keys of the body, as its schema has them.
+    pub(crate) fn properties(self) -> impl Iterator<Item = Property> {
+        self.rows().map(move |row| Property {
+            name: row.name,
+            schema: row.schema,
+            is_required: self.required().contains(&row.name),
+            about: row.about,
+        })
+    }
+
     /// Whether the route has a field of this name.
     pub(crate) fn knows(self, name: &str) -> bool {
-        self.lists().iter().any(|list| list.iter().any(|row| row.0 == name))
+        self.rows().any(|row| row.name == name)
     }
 
     /// Deals with fields that need no parsing: unknown, accepted and refused ones. `true` means
@@ -212,23 +127,21 @@ impl Route {
         field: &Field<'_, '_>,
         ignored: &mut IgnoredFields,
     ) -> Result<bool, ApiError> {
-        let known = self.lists().iter().flat_map(|list| list.iter()).find(|row| row.0 == name);
-        match known.map(|row| row.1) {
-            None => {
-                ignored.push(field);
-                Ok(false)
-            }
-            Some(Accepted(shape)) => shape.check(field).map(|()| false),
-            Some(Refused(reason)) => Err(refuse(name, field, reason)),
-            Some(Honoured | Limited) => Ok(true),
+        let Some(row) = self.rows().find(|row| row.name == name) else {
+            ignored.push(field);
+            return Ok(false);
+        };
+        match row.treatment {
+            Accepted => row.schema.check(field).map(|()| false),
+            Refused => Err(refuse(name, field, row.about)),
+            Honoured | Limited => Ok(true),
         }
     }
 
     /// Names of the fields that a parser must read.
     #[cfg(test)]
     pub(crate) fn read_fields(self) -> impl Iterator<Item = &'static str> {
-        let rows = self.lists().iter().flat_map(|list| list.iter());
-        rows.filter(|row| matches!(row.1, Honoured | Limited)).map(|row| row.0)
+        self.rows().filter(|row| matches!(row.treatment, Honoured | Limited)).map(|row| row.name)
     }
 }
 
@@ -246,22 +159,14 @@ fn refuse(name: &str, field: &Field<'_, '_>, reason: &str) -> ApiError {
 mod tests {
     use super::*;
 
-    /// The rows of the table under `heading` in docs/api.md: field and first word of the treatment.
-    fn documented(heading: &str) -> Vec<(String, String)> {
+    /// The lines of the table under `heading` in docs/api.md.
+    fn documented(heading: &str) -> Vec<&'static str> {
         let text = include_str!("../../../docs/api.md");
         let section = text.split("\n## ").find(|part| part.starts_with(heading)).expect("a section");
-        section
-            .lines()
-            .filter_map(|line| {
-                let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
-                let names = cells.next()?;
-                let word = cells.next()?.to_owned();
-                Some((names.trim_end_matches('`').to_owned(), word))
-            })
-            .collect()
+        section.lines().filter(|line| line.starts_with("| `")).collect()
     }
 
-    /// docs/api.md lists exactly the known fields, in the same order, with the same treatment.
+    /// docs/api.md lists exactly the known fields, in the same order, with the same words.
     #[test]
     fn the_documentation_lists_every_field() {
         let sections: [(&str, &[Row]); 5] = [
@@ -272,20 +177,34 @@ mod tests {
             ("Fields of `/detokenize`", DETOKENIZE),
         ];
         for (heading, rows) in sections {
-            let wanted: Vec<_> = rows
-                .iter()
-                .map(|(name, treatment)| ((*name).to_owned(), treatment.word().to_owned()))
-                .collect();
-            assert_eq!(documented(heading), wanted, "{heading}");
+            let line = |row: &Row| format!("| `{}` | {} | {} |", row.name, row.treatment.word(), row.about);
+            let wanted: Vec<_> = rows.iter().map(|row| line(row).replace("|  |", "| |")).collect();
+            assert_eq!(
+                documented(heading),
+                wanted,
+                "the table of {heading:?} in docs/api.md should be\n{}",
+                wanted.join("\n")
+            );
         }
     }
 
     #[test]
     fn no_field_is_listed_twice() {
         for route in [Route::Chat, Route::Completions, Route::Tokenize, Route::Detokenize] {
-            let names: Vec<_> = route.lists().iter().flat_map(|list| list.iter()).map(|row| row.0).collect();
+            let names: Vec<_> = route.rows().map(|row| row.name).collect();
             let unique: std::collections::HashSet<_> = names.iter().collect();
             assert_eq!(unique.len(), names.len(), "{route:?}");
+        }
+    }
+
+    /// A field without effect is checked by its schema, so that must be of a kind that can be.
+    #[test]
+    fn accepted_fields_can_be_checked() {
+        let number = serde_json::json!(3);
+        for row in Route::Chat.rows().chain(Route::Completions.rows()).filter(|row| row.treatment == Accepted)
+        {
+            let error = row.schema.check(&Field::root(&number)).expect_err("a number");
+            assert_eq!(error.kind, crate::error::ErrorKind::InvalidType, "{}", row.name);
         }
     }
 }

@@ -24,6 +24,7 @@ mod openai;
 mod prompt;
 mod routes;
 mod run;
+mod schema;
 pub mod state;
 mod stream;
 mod turns;

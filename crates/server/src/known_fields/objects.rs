@@ -1,0 +1,133 @@
+//! Fields whose values have parts: messages, prompts, formats, our own object.
+
+use crate::schema::{Limit, Property, Schema, TOKEN, integer, optional, required};
+
+/// `messages`
+pub(super) const MESSAGES: Schema = Schema::Array(&Schema::Named("ChatMessage", &MESSAGE), 1, 2048);
+
+const MESSAGE: Schema = Schema::AnyOf(&[
+    Schema::Named("ChatInstruction", &Schema::Object(INSTRUCTION)),
+    Schema::Named("ChatAnswer", &Schema::Object(ANSWER)),
+    Schema::Named("ChatRefusal", &Schema::Object(REFUSAL)),
+]);
+
+const NAME: Property = optional("name", Schema::Text(1, 512), "");
+const REASONING: Property = optional("reasoning", Schema::AnyText, "");
+const REASONING_CONTENT: Property = optional("reasoning_content", Schema::AnyText, "");
+const NO_AUDIO: Property = optional("audio", Schema::Absent, "there is no audio");
+const NO_CALLS: Property = optional("tool_calls", Schema::Absent, "tools are not built yet");
+const NO_CALL: Property = optional("function_call", Schema::Absent, "it was replaced by `tool_calls`");
+
+const INSTRUCTION: &[Property] = &[
+    required("role", Schema::OneOf(&["system", "developer", "user"]), ""),
+    required("content", CONTENT, ""),
+    NAME,
+    optional("refusal", Schema::AnyText, ""),
+    REASONING,
+    REASONING_CONTENT,
+    NO_CALLS,
+    NO_AUDIO,
+    NO_CALL,
+];
+
+const ANSWER: &[Property] = &[
+    required("role", Schema::OneOf(&["assistant"]), ""),
+    required("content", CONTENT, ""),
+    NAME,
+    optional("refusal", Schema::AnyText, ""),
+    REASONING,
+    REASONING_CONTENT,
+    NO_CALLS,
+    NO_AUDIO,
+    NO_CALL,
+];
+
+const REFUSAL: &[Property] = &[
+    required("role", Schema::OneOf(&["assistant"]), ""),
+    optional("content", Schema::Absent, ""),
+    NAME,
+    required("refusal", Schema::AnyText, "What the assistant said in place of an answer."),
+    REASONING,
+    REASONING_CONTENT,
+    NO_CALLS,
+    NO_AUDIO,
+    NO_CALL,
+];
+
+const CONTENT: Schema = Schema::AnyOf(&[
+    Schema::AnyText,
+    Schema::Array(&Schema::Named("TextPart", &Schema::Object(TEXT_PART)), 1, 2048),
+]);
+
+const TEXT_PART: &[Property] = &[
+    required("type", Schema::OneOf(&["text"]), ""),
+    required("text", Schema::AnyText, ""),
+    optional("image_url", Schema::Absent, ""),
+    optional("input_audio", Schema::Absent, ""),
+    optional("file", Schema::Absent, ""),
+];
+
+/// `prompt` of completions
+pub(super) const PROMPTS: Schema = Schema::AnyOf(&[
+    Schema::AnyText,
+    Schema::Array(&Schema::AnyText, 1, 256),
+    Schema::Array(&TOKEN, 1, usize::MAX),
+    Schema::Array(&Schema::Array(&TOKEN, 1, usize::MAX), 1, 256),
+]);
+
+/// `stop`
+pub(super) const STOP: Schema =
+    Schema::AnyOf(&[Schema::Text(1, 256), Schema::Array(&Schema::Text(1, 256), 0, 16)]);
+
+/// `stream_options`
+pub(super) const STREAM_OPTIONS: Schema = Schema::Object(&[
+    optional("include_usage", Schema::Boolean, "A last chunk with the usage."),
+    optional("continuous_usage_stats", Schema::Boolean, "Running totals in every chunk."),
+    optional("include_obfuscation", Schema::Boolean, "No effect: no padding is sent."),
+]);
+
+/// `response_format`
+pub(super) const RESPONSE_FORMAT: Schema = Schema::Object(&[required("type", Schema::OneOf(&["text"]), "")]);
+
+/// `allowed_token_ids`
+pub(super) const ALLOWED_TOKENS: Schema = Schema::Array(&TOKEN, 1, usize::MAX);
+
+/// `truncate_prompt_tokens`
+pub(super) const KEPT_TOKENS: Schema =
+    Schema::AnyOf(&[integer(-1, -1), Schema::Integer(Limit::Is(1), Limit::ContextLength)]);
+
+/// `cache_salt`
+pub(super) const SALT: Schema = Schema::Text(1, 128);
+
+/// `chat_template_kwargs`: the reserved names are refused, others are the template's.
+pub(super) const TEMPLATE_VARIABLES: Schema = Schema::Object(&[
+    optional("messages", Schema::Absent, ""),
+    optional("tools", Schema::Absent, ""),
+    optional("documents", Schema::Absent, ""),
+    optional("add_generation_prompt", Schema::Absent, ""),
+    optional("continue_final_message", Schema::Absent, ""),
+    optional("chat_template", Schema::Absent, ""),
+    optional("tokenize", Schema::Absent, ""),
+    optional("bos_token", Schema::Absent, ""),
+    optional("eos_token", Schema::Absent, ""),
+]);
+
+/// `locket`
+pub(super) const LOCKET: Schema = Schema::Named(
+    "LocketExtension",
+    &Schema::Closed(&[
+        optional("kv_cache", Schema::Closed(KV_CACHE), ""),
+        optional("require_exact", Schema::Boolean, "Nothing is folded."),
+        optional("cache_salt", SALT, "As the field `cache_salt`."),
+    ]),
+);
+
+const SLOTS: Limit = Limit::MaxSlots;
+
+const KV_CACHE: &[Property] = &[
+    optional("method", Schema::CacheMethod, ""),
+    optional("slots", Schema::Integer(Limit::Is(16), SLOTS), "Tokens that survive a fold."),
+    optional("recall", Schema::Number(0.0, 1.0), "For `learned`: share of the slots for recall."),
+    optional("sinks", Schema::Integer(Limit::Is(0), SLOTS), "First tokens that always survive."),
+    optional("recent", Schema::Integer(Limit::Is(0), SLOTS), "Latest tokens that always survive."),
+];
