@@ -1,0 +1,177 @@
+//! What constrains an answer, as a plan that the engine follows: first the thinking, then a grammar,
+//! or free text in which a marker starts one.
+//!
+//! Everything here works on the bytes of tokens, since any text can be spelled by many sequences of
+//! tokens. The engine calls [`Steering::compute`] on a worker thread; [`Steering::advance`] only notes
+//! the token, or compares a few bytes.
+
+use std::{fmt, sync::Arc};
+
+use locket_engine::steering::{Advance, Guide, SharedPlan, Steering, SteeringPlan, TokenSet};
+
+use crate::Processor;
+
+mod gbnf;
+mod grammar;
+mod json_schema;
+mod lark_text;
+mod limits;
+mod matching;
+mod token_env;
+mod trigger;
+
+pub use grammar::{CompiledGrammar, GrammarError, GrammarSource, Grammars};
+pub use trigger::Trigger;
+
+use matching::GrammarState;
+use trigger::TriggerState;
+
+/// A phase in front of the answer, such as a thought with a budget.
+pub trait PreludePlan: Send + Sync + fmt::Debug {
+    /// The state before the first token of continuation `choice`; `None` if its answer begins at once.
+    fn start(&self, choice: u32) -> Option<Box<dyn Prelude>>;
+}
+
+/// The phase in front of the answer of one continuation.
+pub trait Prelude: Send + fmt::Debug {
+    /// The guide of the next token, cheap to tell; never [`Guide::Allowed`].
+    fn guide(&self) -> Guide;
+
+    /// Takes in a token. `Some` means that the phase is over and the answer begins with the given
+    /// bytes, the token's last: often none.
+    fn advance<'t>(&mut self, id: u32, bytes: &'t [u8]) -> Option<&'t [u8]>;
+}
+
+/// How the answer itself is constrained.
+#[derive(Debug, Clone, Default)]
+pub enum AnswerSpec {
+    /// Not at all.
+    #[default]
+    Free,
+    /// All of it is in the language of a grammar.
+    Grammar(Arc<CompiledGrammar>),
+    /// Free until a marker.
+    Trigger(Arc<Trigger>),
+}
+
+/// Everything that steers the continuations of a request.
+#[derive(Debug, Clone, Default)]
+pub struct SteeringSpec {
+    /// What comes before the answer.
+    pub thinking: Option<Arc<dyn PreludePlan>>,
+    /// The answer.
+    pub answer: AnswerSpec,
+}
+
+impl SteeringSpec {
+    /// The plan for the engine; `None` if nothing is to be steered. `processor` knows the tokens' bytes.
+    pub fn plan(self, processor: &Arc<Processor>) -> Option<SharedPlan> {
+        if self.thinking.is_none() && matches!(self.answer, AnswerSpec::Free) {
+            return None;
+        }
+        let processor = Arc::clone(processor);
+        Some(SharedPlan::new(AnswerPlan { spec: self, processor }))
+    }
+}
+
+struct AnswerPlan {
+    spec: SteeringSpec,
+    processor: Arc<Processor>,
+}
+
+impl fmt::Debug for AnswerPlan {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.spec.fmt(out)
+    }
+}
+
+impl SteeringPlan for AnswerPlan {
+    fn start(&self, choice: u32) -> Box<dyn Steering> {
+        let prelude = self.spec.thinking.as_ref().and_then(|thinking| thinking.start(choice));
+        let answer = match &self.spec.answer {
+            AnswerSpec::Free => AnswerState::Free,
+            AnswerSpec::Grammar(grammar) => AnswerState::Grammar(GrammarState::new(Arc::clone(grammar))),
+            AnswerSpec::Trigger(trigger) => AnswerState::Trigger(TriggerState::new(Arc::clone(trigger))),
+        };
+        Box::new(SteeredAnswer { prelude, answer, processor: Arc::clone(&self.processor) })
+    }
+}
+
+/// One continuation.
+struct SteeredAnswer {
+    /// Present until the answer begins.
+    prelude: Option<Box<dyn Prelude>>,
+    answer: AnswerState,
+    processor: Arc<Processor>,
+}
+
+enum AnswerState {
+    Free,
+    Grammar(GrammarState),
+    Trigger(TriggerState),
+}
+
+impl fmt::Debug for SteeredAnswer {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let answer = match self.answer {
+            AnswerState::Free => "free",
+            AnswerState::Grammar(_) => "grammar",
+            AnswerState::Trigger(_) => "trigger",
+        };
+        out.debug_struct("SteeredAnswer").field("prelude", &self.prelude).field("answer", &answer).finish()
+    }
+}
+
+impl AnswerState {
+    /// Takes in the answer's first bytes, which came with the last token of the prelude.
+    fn begin(&mut self, bytes: &[u8]) -> Advance {
+        match self {
+            Self::Free => Advance::Known(Guide::Free),
+            Self::Grammar(grammar) => {
+                grammar.begin(bytes);
+                Advance::Compute
+            }
+            Self::Trigger(trigger) => trigger.advance_bytes(bytes),
+        }
+    }
+
+    fn advance(&mut self, id: u32, bytes: &[u8]) -> Advance {
+        match self {
+            Self::Free => Advance::Known(Guide::Free),
+            Self::Grammar(grammar) => {
+                grammar.take(id);
+                Advance::Compute
+            }
+            Self::Trigger(trigger) => trigger.advance(id, bytes),
+        }
+    }
+
+    fn compute(&mut self, allowed: &mut TokenSet) -> Guide {
+        match self {
+            Self::Free => Guide::Free,
+            Self::Grammar(grammar) => grammar.compute(allowed),
+            Self::Trigger(trigger) => trigger.compute(allowed),
+        }
+    }
+}
+
+impl Steering for SteeredAnswer {
+    fn advance(&mut self, id: u32) -> Advance {
+        let bytes = self.processor.token_bytes(id);
+        let Some(prelude) = &mut self.prelude else { return self.answer.advance(id, bytes) };
+        match prelude.advance(id, bytes) {
+            None => Advance::Known(prelude.guide()),
+            Some(rest) => {
+                self.prelude = None;
+                self.answer.begin(rest)
+            }
+        }
+    }
+
+    fn compute(&mut self, allowed: &mut TokenSet) -> Guide {
+        match &self.prelude {
+            Some(prelude) => prelude.guide(),
+            None => self.answer.compute(allowed),
+        }
+    }
+}
