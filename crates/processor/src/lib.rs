@@ -14,6 +14,7 @@ mod chat_template;
 pub mod error;
 mod gguf_tokenizer;
 mod pre_tokenizer;
+pub mod reasoning;
 mod sentencepiece;
 pub mod steering;
 mod stop_strings;

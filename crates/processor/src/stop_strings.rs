@@ -15,9 +15,9 @@ pub(crate) struct StopMatch {
     pub index: usize,
 }
 
-/// One stop string and how much of it the text's tail matches.
+/// One string and how much of it the text's tail matches.
 #[derive(Debug)]
-struct Pattern {
+pub(crate) struct Pattern {
     bytes: Box<[u8]>,
     /// `borders[i]`: length of the longest proper prefix of `bytes[..=i]` that is also its suffix.
     borders: Box<[usize]>,
@@ -26,7 +26,8 @@ struct Pattern {
 }
 
 impl Pattern {
-    fn new(index: usize, text: &str) -> Self {
+    /// `text` must not be empty; `index` is the caller's.
+    pub fn new(index: usize, text: &str) -> Self {
         let bytes: Box<[u8]> = text.as_bytes().into();
         let mut borders = vec![0; bytes.len()];
         let mut border = 0;
@@ -40,8 +41,18 @@ impl Pattern {
         Self { bytes, borders: borders.into(), matched: 0, index }
     }
 
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Length of the tail that could still become a match, which is less than [`Self::len`].
+    pub fn matched(&self) -> usize {
+        self.matched
+    }
+
     /// Takes one byte; true if the string ends with it.
-    fn push(&mut self, byte: u8) -> bool {
+    pub fn push(&mut self, byte: u8) -> bool {
         while self.matched > 0 && self.bytes[self.matched] != byte {
             self.matched = self.borders[self.matched - 1];
         }

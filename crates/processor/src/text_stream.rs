@@ -5,9 +5,12 @@
 //! out, and tokens whose bytes are all out are counted. The joined deltas equal what the whole
 //! text would give, however it was cut into tokens.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
-use crate::stop_strings::{StopMatch, StopMatcher};
+use crate::{
+    reasoning::{Scanner, ThoughtMarkers, ThoughtStart},
+    stop_strings::{StopMatch, StopMatcher},
+};
 
 /// What a [`TextStream`] should look for.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +20,8 @@ pub struct TextOptions {
     pub stop: Vec<String>,
     /// Leave the stop string in the text.
     pub include_stop: bool,
+    /// The text may have a thought: stop strings count behind it only.
+    pub thought: Option<(Arc<ThoughtMarkers>, ThoughtStart)>,
 }
 
 /// What became certain with one token.
@@ -36,6 +41,8 @@ pub struct TextDelta {
 #[derive(Debug)]
 pub struct TextStream {
     include_stop: bool,
+    /// Finds where the content begins, in which stop strings count; none: it is all content.
+    thought: Option<Scanner>,
     stops: StopMatcher,
     /// Bytes of a character that is not complete yet; at most three.
     incomplete: Vec<u8>,
@@ -43,8 +50,10 @@ pub struct TextStream {
     held: String,
     /// Bytes of text given out.
     given: usize,
-    /// Bytes of text that the stop matcher has seen.
+    /// Bytes of text that the scanner of thoughts has seen.
     scanned: usize,
+    /// Bytes of content that the stop matcher has seen.
+    matched: usize,
     /// Bytes pushed, and how many of them are decoded.
     pushed_bytes: usize,
     decoded_bytes: usize,
@@ -60,11 +69,13 @@ impl TextStream {
     pub fn new(options: TextOptions) -> Self {
         Self {
             include_stop: options.include_stop,
+            thought: options.thought.map(|(markers, start)| Scanner::new(markers, start)),
             stops: StopMatcher::new(&options.stop),
             incomplete: Vec::new(),
             held: String::new(),
             given: 0,
             scanned: 0,
+            matched: 0,
             pushed_bytes: 0,
             decoded_bytes: 0,
             undecoded_tokens: VecDeque::new(),
@@ -87,7 +98,7 @@ impl TextStream {
         self.decode(bytes, false);
         match self.scan() {
             Some(found) => self.stop_at(found),
-            None => self.give_until(self.stops.certain_until()),
+            None => self.give_until(self.certain_until()),
         }
     }
 
@@ -97,7 +108,12 @@ impl TextStream {
             return TextDelta::default();
         }
         self.decode(&[], true);
-        match self.scan().or_else(|| self.stops.finish()) {
+        if let Some(thought) = &mut self.thought {
+            self.held.as_bytes()[self.scanned - self.given..].iter().for_each(|byte| thought.push(*byte));
+            self.scanned = self.given + self.held.len();
+            thought.finish();
+        }
+        match self.scan().or_else(|| self.in_text(self.stops.finish())) {
             Some(found) => self.stop_at(found),
             None => {
                 self.is_over = true;
@@ -150,10 +166,37 @@ impl TextStream {
         self.held.push_str(text);
     }
 
+    /// Searches what is new of the content; positions are those of the text.
     fn scan(&mut self) -> Option<StopMatch> {
-        let fresh = &self.held.as_bytes()[self.scanned - self.given..];
-        self.scanned += fresh.len();
-        fresh.iter().find_map(|&byte| self.stops.push(byte))
+        let end = self.given + self.held.len();
+        if let Some(thought) = &mut self.thought {
+            self.held.as_bytes()[self.scanned - self.given..].iter().for_each(|byte| thought.push(*byte));
+        }
+        self.scanned = end;
+        let fresh = self.content_start()? + self.matched;
+        self.matched += end - fresh;
+        let fresh = &self.held.as_bytes()[fresh - self.given..];
+        let found = fresh.iter().find_map(|&byte| self.stops.push(byte));
+        self.in_text(found)
+    }
+
+    /// Where the content begins, if that is known. Nothing behind it was given out before it was known.
+    fn content_start(&self) -> Option<usize> {
+        self.thought.as_ref().map_or(Some(0), Scanner::content_start)
+    }
+
+    /// A place in the content as a place in the text.
+    fn in_text(&self, found: Option<StopMatch>) -> Option<StopMatch> {
+        let start = self.content_start()?;
+        found.map(|found| StopMatch { start: start + found.start, end: start + found.end, ..found })
+    }
+
+    /// No stop string begins in front of this place.
+    fn certain_until(&self) -> usize {
+        match self.content_start() {
+            Some(start) => start.saturating_add(self.stops.certain_until()),
+            None => self.thought.as_ref().map_or(0, Scanner::certain_until),
+        }
     }
 
     fn stop_at(&mut self, found: StopMatch) -> TextDelta {
@@ -189,7 +232,11 @@ mod tests {
     use super::*;
 
     fn stream(stop: &[&str], include_stop: bool) -> TextStream {
-        TextStream::new(TextOptions { stop: stop.iter().map(ToString::to_string).collect(), include_stop })
+        TextStream::new(TextOptions {
+            stop: stop.iter().map(ToString::to_string).collect(),
+            include_stop,
+            thought: None,
+        })
     }
 
     fn delta(text: &str, released_tokens: usize, stopped: Option<usize>) -> TextDelta {
@@ -257,6 +304,47 @@ mod tests {
         assert_eq!(stream.finish(), delta("\u{FFFD}", 1, None));
     }
 
+    /// A stop string inside a thought, or in the blanks behind it, does not end the text.
+    #[test]
+    fn stop_strings_count_in_the_content_only() {
+        let markers = Arc::new(ThoughtMarkers {
+            open: "<think>".into(),
+            close: "</think>".into(),
+            ..ThoughtMarkers::default()
+        });
+        let run = |start, stop: &str, tokens: &[&str]| {
+            let mut stream = TextStream::new(TextOptions {
+                stop: vec![stop.into()],
+                include_stop: false,
+                thought: Some((Arc::clone(&markers), start)),
+            });
+            let mut text = String::new();
+            let mut stopped = None;
+            for token in tokens {
+                let delta = stream.push(token.as_bytes());
+                text.push_str(&delta.text);
+                stopped = stopped.or(delta.stopped);
+            }
+            let delta = stream.finish();
+            (text + &delta.text, stopped.or(delta.stopped))
+        };
+        let (undecided, thought) = (ThoughtStart::Undecided, ThoughtStart::Thought);
+        let whole = |text: &str| (text.to_owned(), None);
+        assert_eq!(
+            run(undecided, "STOP", &["<th", "ink>a STOP</thi", "nk>b"]),
+            whole("<think>a STOP</think>b")
+        );
+        assert_eq!(
+            run(thought, "STOP", &["STOP</", "think>", "b ST", "OP c"]),
+            ("STOP</think>b ".into(), Some(0))
+        );
+        assert_eq!(run(thought, "\n", &["a\n</think>\n", "\nb\nc"]), ("a\n</think>\n\nb".into(), Some(0)));
+        // What begins like a marker and is none is content from its first byte.
+        assert_eq!(run(undecided, "<th", &[" <t", "hing>"]), (" ".into(), Some(0)));
+        assert_eq!(run(undecided, " <", &[" <t"]), (String::new(), Some(0)));
+        assert_eq!(run(thought, "k", &["thinking </thin"]), whole("thinking </thin"));
+    }
+
     /// The rule, applied to the whole text at once.
     fn expected(text: &str, stop: &[String], include_stop: bool) -> (String, Option<usize>) {
         let occurrences = stop.iter().enumerate().filter(|(_, s)| !s.is_empty()).filter_map(|(i, s)| {
@@ -293,7 +381,7 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
             cuts.push(bytes.len());
             cuts.sort_unstable();
-            let mut stream = TextStream::new(TextOptions { stop: stop.clone(), include_stop });
+            let mut stream = TextStream::new(TextOptions { stop: stop.clone(), include_stop, thought: None });
             let (mut text, mut stopped, mut released, mut start) = (String::new(), None, 0, 0);
             for end in &cuts {
                 let delta = stream.push(&bytes[start..*end]);
@@ -320,7 +408,7 @@ mod tests {
 
         #[test]
         fn only_text_that_could_become_a_stop_string_is_held(text in "[ab ]{0,60}", stop in "[ab]{1,5}") {
-            let mut stream = TextStream::new(TextOptions { stop: vec![stop.clone()], include_stop: false });
+            let mut stream = TextStream::new(TextOptions { stop: vec![stop.clone()], ..TextOptions::default() });
             let mut given = String::new();
             for (i, byte) in text.bytes().enumerate() {
                 let delta = stream.push(&[byte]);

@@ -102,7 +102,8 @@ pub(crate) struct ChoiceText {
 impl ChoiceText {
     /// Starts an empty text.
     pub(crate) fn new(tokens: Arc<dyn TokenTable>, fields: &GenerationFields) -> Self {
-        let options = TextOptions { stop: fields.stop.clone(), include_stop: fields.include_stop };
+        let options =
+            TextOptions { stop: fields.stop.clone(), include_stop: fields.include_stop, thought: None };
         Self {
             tokens,
             text: TextStream::new(options),
