@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 /// What a stream's chunks and an answer have in common.
 #[derive(Debug, Clone)]
@@ -22,8 +23,13 @@ pub(crate) fn new_id(prefix: &str) -> String {
     format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
 }
 
+/// A new id of the newer kind: 32 hex digits after `prefix` and an underscore.
+pub(crate) fn new_item_id(prefix: &str) -> String {
+    format!("{prefix}_{}", uuid::Uuid::new_v4().simple())
+}
+
 /// Token counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Usage {
     pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
@@ -34,7 +40,7 @@ pub(crate) struct Usage {
 }
 
 /// What became of the tokens in the cache: our extension.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct LocketUsage {
     /// Nothing was folded: every token was computed with exact attention.
     pub(crate) exact: bool,
@@ -48,14 +54,14 @@ pub(crate) struct LocketUsage {
 }
 
 /// Parts of the prompt.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct PromptDetails {
     pub(crate) cached_tokens: u64,
     pub(crate) image_tokens: u64,
 }
 
 /// Parts of the answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct CompletionDetails {
     pub(crate) reasoning_tokens: u64,
 }
@@ -80,7 +86,7 @@ impl Usage {
 }
 
 /// `finish_reason`; nothing else may appear on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FinishReason {
     Stop,
@@ -90,7 +96,7 @@ pub(crate) enum FinishReason {
 }
 
 /// What ended a text, if it was not the model's own end token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum StopReason {
     Token(u32),
@@ -98,7 +104,7 @@ pub(crate) enum StopReason {
 }
 
 /// Answer of `/v1/chat/completions`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ChatCompletion<'a> {
     pub(crate) id: &'a str,
     pub(crate) object: &'static str,
@@ -114,22 +120,26 @@ pub(crate) struct ChatCompletion<'a> {
     pub(crate) prompt_token_ids: Option<&'a [u32]>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ChatChoice {
     pub(crate) index: u32,
     pub(crate) message: AssistantMessage,
+    #[schema(required)]
     pub(crate) logprobs: Option<ChatLogprobs>,
     pub(crate) finish_reason: FinishReason,
+    #[schema(required)]
     pub(crate) stop_reason: Option<StopReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct AssistantMessage {
     pub(crate) role: &'static str,
     /// Null if the message is calls only.
+    #[schema(required)]
     pub(crate) content: Option<String>,
+    #[schema(required)]
     pub(crate) refusal: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reasoning: Option<String>,
@@ -140,7 +150,7 @@ pub(crate) struct AssistantMessage {
 }
 
 /// A call in an answer, or a fragment of one in a chunk.
-#[derive(Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(crate) struct ChatToolCall {
     /// Which call; in chunks only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -154,7 +164,7 @@ pub(crate) struct ChatToolCall {
     pub(crate) function: ChatFunction,
 }
 
-#[derive(Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(crate) struct ChatFunction {
     /// Absent in later fragments.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,14 +174,15 @@ pub(crate) struct ChatFunction {
 }
 
 /// Log-probabilities of a chat choice or delta.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(crate) struct ChatLogprobs {
     pub(crate) content: Vec<ChatLogprob>,
+    #[schema(required)]
     pub(crate) refusal: Option<Vec<ChatLogprob>>,
 }
 
 /// One generated token.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
 pub(crate) struct ChatLogprob {
     pub(crate) token: String,
     pub(crate) logprob: f32,
@@ -180,7 +191,7 @@ pub(crate) struct ChatLogprob {
 }
 
 /// One alternative.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
 pub(crate) struct TopLogprob {
     pub(crate) token: String,
     pub(crate) logprob: f32,
@@ -188,7 +199,7 @@ pub(crate) struct TopLogprob {
 }
 
 /// A chunk of a chat stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ChatChunk<'a> {
     pub(crate) id: &'a str,
     pub(crate) object: &'static str,
@@ -199,24 +210,28 @@ pub(crate) struct ChatChunk<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) service_tier: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
     pub(crate) usage: Option<Option<Usage>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prompt_token_ids: Option<&'a [u32]>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ChatChunkChoice {
     pub(crate) index: u32,
     pub(crate) delta: ChatDelta,
+    #[schema(required)]
     pub(crate) logprobs: Option<ChatLogprobs>,
+    #[schema(required)]
     pub(crate) finish_reason: Option<FinishReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<StopReason>)]
     pub(crate) stop_reason: Option<Option<StopReason>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(crate) struct ChatDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<&'static str>,
@@ -231,7 +246,7 @@ pub(crate) struct ChatDelta {
 }
 
 /// Answer and chunk of `/v1/completions`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Completion<'a> {
     pub(crate) id: &'a str,
     pub(crate) object: &'static str,
@@ -239,19 +254,23 @@ pub(crate) struct Completion<'a> {
     pub(crate) model: &'a str,
     pub(crate) choices: Vec<CompletionChoice>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
     pub(crate) usage: Option<Option<Usage>>,
     pub(crate) system_fingerprint: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prompt_token_ids: Option<&'a [u32]>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CompletionChoice {
     pub(crate) index: u32,
     pub(crate) text: String,
+    #[schema(required)]
     pub(crate) logprobs: Option<CompletionLogprobs>,
+    #[schema(required)]
     pub(crate) finish_reason: Option<FinishReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<StopReason>)]
     pub(crate) stop_reason: Option<Option<StopReason>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token_ids: Option<Vec<u32>>,
@@ -260,36 +279,38 @@ pub(crate) struct CompletionChoice {
 }
 
 /// Four arrays of equal length.
-#[derive(Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(crate) struct CompletionLogprobs {
     pub(crate) tokens: Vec<String>,
     pub(crate) token_logprobs: Vec<f32>,
+    #[schema(value_type = Vec<Object>)]
     pub(crate) top_logprobs: Vec<Map<String, Value>>,
     pub(crate) text_offset: Vec<usize>,
 }
 
 /// An entry of `/v1/models`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ModelCard<'a> {
     pub(crate) id: &'a str,
     pub(crate) object: &'static str,
     pub(crate) created: u64,
     pub(crate) owned_by: &'static str,
     pub(crate) root: &'a str,
+    #[schema(required)]
     pub(crate) parent: Option<&'a str>,
     pub(crate) max_model_len: u32,
     pub(crate) locket: ModelExtension<'a>,
 }
 
 /// What requests may say in `locket`, and what they get if they say nothing: our extension.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ModelExtension<'a> {
     pub(crate) kv_cache: CacheCard<'a>,
     pub(crate) require_exact: bool,
 }
 
 /// Defaults and limits of `locket.kv_cache`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CacheCard<'a> {
     pub(crate) method: &'a str,
     /// Methods that requests may name.
@@ -303,7 +324,7 @@ pub(crate) struct CacheCard<'a> {
 }
 
 /// Answer of `/v1/models`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ModelList<'a> {
     pub(crate) object: &'static str,
     pub(crate) data: Vec<ModelCard<'a>>,
