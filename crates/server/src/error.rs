@@ -73,6 +73,10 @@ pub enum ErrorKind {
     ImageParseError,
     /// An image of a type that cannot be read.
     UnsupportedImageMediaType,
+    /// A JSON schema that cannot constrain an answer.
+    InvalidJsonSchema,
+    /// A regular expression, choice or grammar that cannot constrain an answer.
+    InvalidGrammar,
     /// The API key has used up one of its own limits.
     RateLimitExceeded,
     /// A bug or a device error.
@@ -102,7 +106,7 @@ pub struct ErrorRow {
 
 impl ErrorKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 38] = [
         Self::InvalidJson,
         Self::InvalidType,
         Self::MissingRequiredParameter,
@@ -133,6 +137,8 @@ impl ErrorKind {
         Self::UnsupportedMediaType,
         Self::ImageParseError,
         Self::UnsupportedImageMediaType,
+        Self::InvalidJsonSchema,
+        Self::InvalidGrammar,
         Self::RateLimitExceeded,
         Self::InternalError,
         Self::EngineNotRunning,
@@ -184,6 +190,8 @@ impl ErrorKind {
             Self::UnsupportedMediaType => invalid(415, "unsupported_media_type"),
             Self::ImageParseError => invalid(422, "image_parse_error"),
             Self::UnsupportedImageMediaType => invalid(422, "unsupported_image_media_type"),
+            Self::InvalidJsonSchema => invalid(422, "invalid_json_schema"),
+            Self::InvalidGrammar => invalid(422, "invalid_grammar"),
             Self::RateLimitExceeded => {
                 ErrorRow { error_type: "rate_limit_error", ..invalid(429, "rate_limit_exceeded") }
             }

@@ -13,7 +13,7 @@ use crate::{
     choice::{self, ChoiceEvent, ChoiceEvents, ChoiceText, Finish, ReleasedToken, TokenTable},
     error::ApiError,
     fields::IgnoredFields,
-    generation::{GenerationFields, Plan, PromptSource, sampling},
+    generation::{GenerationFields, Plan, PromptSource, sampling, steering_plan},
     logprobs::TokenStyle,
     openai::Usage,
     prompt,
@@ -50,7 +50,7 @@ impl Job {
     /// Queues `n` choices of each prompt. Choice `i` belongs to prompt `i / n`.
     ///
     /// # Errors
-    /// Lengths that do not fit, and the engine's refusals; nothing is left behind.
+    /// Lengths that do not fit, 422 for a schema or grammar, and the engine's refusals; nothing is left behind.
     pub(crate) async fn submit(
         state: &AppState,
         request_id: &str,
@@ -71,6 +71,10 @@ impl Job {
         for prompt in &mut prompts {
             plan.truncate(prompt);
             requests.push(plan.request(request_id, prompt, sampling.clone())?);
+        }
+        let steering = steering_plan(state, fields).await?;
+        for request in &mut requests {
+            request.steering.clone_from(&steering);
         }
         let tokens: Arc<dyn TokenTable> = Arc::<locket_processor::Processor>::clone(state.processor());
         let mut choices = Vec::new();

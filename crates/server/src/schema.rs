@@ -16,6 +16,8 @@ pub(crate) enum Schema {
     Boolean,
     /// `false` alone.
     False,
+    /// `true` alone.
+    True,
     /// A whole number, both ends included.
     Integer(Limit, Limit),
     /// A number, both ends included.
@@ -143,12 +145,13 @@ impl<'b> Renderer<'b> {
             Schema::Any => json!({}),
             Schema::Boolean => json!({"type": "boolean"}),
             Schema::False => json!({"const": false}),
+            Schema::True => json!({"const": true}),
             Schema::Integer(min, max) => {
                 json!({"type": "integer", "minimum": self.limit(min), "maximum": self.limit(max)})
             }
             Schema::Number(min, max) => json!({"type": "number", "minimum": min, "maximum": max}),
             Schema::Above(min, max) => json!({"type": "number", "exclusiveMinimum": min, "maximum": max}),
-            Schema::Text(min, max) => json!({"type": "string", "minLength": min, "maxLength": max}),
+            Schema::Text(min, max) => text(min, max),
             Schema::AnyText => json!({"type": "string"}),
             Schema::Pattern(pattern, max) => json!({"type": "string", "pattern": pattern, "maxLength": max}),
             Schema::OneOf(names) => json!({"type": "string", "enum": names}),
@@ -231,6 +234,15 @@ impl<'b> Renderer<'b> {
             Limit::MaxSlots => self.bounds.cache.max_slots.into(),
         }
     }
+}
+
+/// A string of so many characters.
+fn text(min: usize, max: usize) -> Value {
+    let mut schema = json!({"type": "string", "minLength": min});
+    if max < usize::MAX {
+        schema["maxLength"] = json!(max);
+    }
+    schema
 }
 
 /// The same values, or `null`.

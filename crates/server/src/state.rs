@@ -16,7 +16,7 @@ use prometheus::Registry;
 
 use crate::{
     config::{ConfigError, ServerConfig},
-    generation::{Bounds, CacheChoice},
+    generation::{Bounds, CacheChoice, GrammarMemory},
     limits::Permits,
     metrics::HttpMetrics,
     turns::TurnMemory,
@@ -56,6 +56,7 @@ struct Shared {
     metrics: HttpMetrics,
     permits: Permits,
     turns: Option<Arc<TurnMemory>>,
+    grammars: GrammarMemory,
     is_draining: AtomicBool,
     created: u64,
 }
@@ -100,6 +101,7 @@ impl AppState {
                 metrics,
                 permits,
                 turns: turns.map(Arc::new),
+                grammars: GrammarMemory::new(),
                 is_draining: AtomicBool::new(false),
                 created: unix_seconds(),
             }),
@@ -139,6 +141,11 @@ impl AppState {
     /// Generated turns, if they are remembered.
     pub(crate) fn turns(&self) -> Option<&Arc<TurnMemory>> {
         self.shared.turns.as_ref()
+    }
+
+    /// Grammars compiled before.
+    pub(crate) fn grammars(&self) -> &GrammarMemory {
+        &self.shared.grammars
     }
 
     /// When the server was set up, in Unix seconds: `created` of the models.

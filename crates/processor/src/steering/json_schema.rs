@@ -177,3 +177,16 @@ fn fails_alike(part: &Value, root: &Map<String, Value>, reason: &str) -> bool {
         Err(error) => reason.contains(&first_line(&error)),
     }
 }
+
+/// Whether a schema can be a grammar, or part of one, short of what only whole grammars show.
+///
+/// # Errors
+/// As of [`Grammars::compile`](super::Grammars::compile).
+pub fn check_schema(schema: &Value) -> Result<(), GrammarError> {
+    let prepared = prepare(schema)?;
+    let grammar = TopLevelGrammar::from_json_schema(prepared.clone());
+    match GrammarInit::Serialized(grammar).to_internal(None, limits::parser_limits()) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(located(&prepared, first_line(&error))),
+    }
+}

@@ -17,10 +17,13 @@ mod json_schema;
 mod lark_text;
 mod limits;
 mod matching;
+mod thinking;
 mod token_env;
 mod trigger;
 
 pub use grammar::{CompiledGrammar, GrammarError, GrammarSource, Grammars};
+pub use json_schema::check_schema;
+pub use thinking::ThinkingPlan;
 pub use trigger::Trigger;
 
 use matching::GrammarState;
@@ -37,9 +40,17 @@ pub trait Prelude: Send + fmt::Debug {
     /// The guide of the next token, cheap to tell; never [`Guide::Allowed`].
     fn guide(&self) -> Guide;
 
+    /// The token that opens the phase, while it is undecided whether there is one: the answer may begin
+    /// at once. `None` when it is decided.
+    fn opener(&self) -> Option<u32>;
+
+    /// [`Self::opener`] was chosen to open the phase, not to begin the answer; [`Self::advance`] takes
+    /// it in.
+    fn open(&mut self);
+
     /// Takes in a token. `Some` means that the phase is over and the answer begins with the given
-    /// bytes, the token's last: often none.
-    fn advance<'t>(&mut self, id: u32, bytes: &'t [u8]) -> Option<&'t [u8]>;
+    /// bytes: often none, else the last of the text so far.
+    fn advance(&mut self, id: u32, bytes: &[u8]) -> Option<Vec<u8>>;
 }
 
 /// How the answer itself is constrained.
@@ -93,7 +104,7 @@ impl SteeringPlan for AnswerPlan {
             AnswerSpec::Grammar(grammar) => AnswerState::Grammar(GrammarState::new(Arc::clone(grammar))),
             AnswerSpec::Trigger(trigger) => AnswerState::Trigger(TriggerState::new(Arc::clone(trigger))),
         };
-        Box::new(SteeredAnswer { prelude, answer, processor: Arc::clone(&self.processor) })
+        Box::new(SteeredAnswer { prelude, answer, opener: None, processor: Arc::clone(&self.processor) })
     }
 }
 
@@ -102,6 +113,8 @@ struct SteeredAnswer {
     /// Present until the answer begins.
     prelude: Option<Box<dyn Prelude>>,
     answer: AnswerState,
+    /// The next token chooses: this one opens the prelude, any other begins the answer.
+    opener: Option<u32>,
     processor: Arc<Processor>,
 }
 
@@ -155,20 +168,59 @@ impl AnswerState {
     }
 }
 
+impl SteeredAnswer {
+    /// The first token where a grammar holds for the answer and there may be a prelude or none: what
+    /// begins the answer, or the prelude's opener. An opener that could begin the answer begins it.
+    fn compute_first(&mut self, opener: u32, allowed: &mut TokenSet) -> Guide {
+        match self.answer.compute(allowed) {
+            Guide::Allowed if allowed.contains(opener) => Guide::Allowed,
+            Guide::Forced(id) if id != opener => {
+                allowed.clear();
+                allowed.insert(id);
+                allowed.insert(opener);
+                self.opener = Some(opener);
+                Guide::Allowed
+            }
+            Guide::Allowed => {
+                allowed.insert(opener);
+                self.opener = Some(opener);
+                Guide::Allowed
+            }
+            guide => guide,
+        }
+    }
+
+    /// Whether the first token has to choose between prelude and answer.
+    fn undecided(&self) -> Option<u32> {
+        let is_grammar = matches!(self.answer, AnswerState::Grammar(_));
+        self.prelude.as_ref().filter(|_| is_grammar)?.opener()
+    }
+}
+
 impl Steering for SteeredAnswer {
     fn advance(&mut self, id: u32) -> Advance {
         let bytes = self.processor.token_bytes(id);
+        if self.undecided().is_some() {
+            if self.opener.take() == Some(id) {
+                self.prelude.iter_mut().for_each(|prelude| prelude.open());
+            } else {
+                self.prelude = None;
+            }
+        }
         let Some(prelude) = &mut self.prelude else { return self.answer.advance(id, bytes) };
         match prelude.advance(id, bytes) {
             None => Advance::Known(prelude.guide()),
             Some(rest) => {
                 self.prelude = None;
-                self.answer.begin(rest)
+                self.answer.begin(&rest)
             }
         }
     }
 
     fn compute(&mut self, allowed: &mut TokenSet) -> Guide {
+        if let Some(opener) = self.undecided() {
+            return self.compute_first(opener, allowed);
+        }
         match &self.prelude {
             Some(prelude) => prelude.guide(),
             None => self.answer.compute(allowed),

@@ -1,6 +1,6 @@
 //! The fields that chat and completions share: parsed and checked one by one.
 
-use super::{CacheChoice, LocketFields, cache};
+use super::{CacheChoice, LocketFields, Wanted, cache, structured::StructuredFields};
 use crate::{
     config::CacheBounds,
     error::{ApiError, ErrorKind, clip},
@@ -44,7 +44,7 @@ impl Bounds {
 }
 
 /// What a generating request asks for, apart from its prompt. `None` and empty mean "not given".
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct GenerationFields {
     pub(crate) model: Option<String>,
     pub(crate) max_tokens: Option<u32>,
@@ -77,6 +77,9 @@ pub(crate) struct GenerationFields {
     pub(crate) best_of: Option<u32>,
     pub(crate) cache_salt: Option<String>,
     pub(crate) locket: LocketFields,
+    pub(crate) structured: StructuredFields,
+    /// What the route wants of the answers beside the fields here.
+    pub(crate) wanted: Wanted,
     /// Alternatives per token; set by the route, whose fields for it differ.
     pub(crate) logprobs: Option<u32>,
 }
@@ -113,7 +116,6 @@ impl GenerationFields {
             "logit_bias" => self.logit_bias = read_logit_bias(field, vocab_size)?,
             "stream" => self.stream = field.boolean()?,
             "stream_options" => self.stream_options = Some(read_stream_options(field, ignored)?),
-            "response_format" => read_response_format(field)?,
             "top_k" => self.top_k = Some(field.integer(-1, i64::from(u32::MAX))?.max(0) as u32),
             "min_p" => self.min_p = field.float(0.0, 1.0)?,
             "repetition_penalty" => self.repetition_penalty = Some(read_repetition_penalty(field)?),
@@ -150,7 +152,7 @@ impl GenerationFields {
             }
             "cache_salt" => self.cache_salt = Some(cache::read_salt(field)?),
             "locket" => self.locket = LocketFields::read(field, &bounds.cache)?,
-            _ => return Ok(false),
+            _ => return self.structured.read(name, field, ignored),
         }
         Ok(true)
     }
@@ -162,6 +164,7 @@ impl GenerationFields {
             let message = "`stream_options` is only allowed with `stream: true`.";
             return Err(ApiError::field(ErrorKind::InvalidValue, "stream_options", message));
         }
+        self.structured.check_together()?;
         if self.best_of.is_some_and(|best_of| best_of != self.choices()) {
             let message = "`best_of` must equal `n`: no other choices are generated.";
             return Err(ApiError::field(best_of_kind, "best_of", message));
@@ -248,22 +251,6 @@ fn read_stream_options(
         Ok(())
     })?;
     Ok(options)
-}
-
-/// Text only, until there are grammars.
-fn read_response_format(field: &Field<'_, '_>) -> Result<(), ApiError> {
-    let mut format = None;
-    field.entries(|name, inner| {
-        if name == "type" {
-            format = Some(inner.one_of(&["text", "json_object", "json_schema"])?);
-        }
-        Ok(())
-    })?;
-    match format {
-        Some("text") => Ok(()),
-        Some(_) => Err(field.unsupported("only the type `text` is built so far")),
-        None => Err(field.missing("type")),
-    }
 }
 
 fn read_repetition_penalty(field: &Field<'_, '_>) -> Result<f32, ApiError> {
@@ -392,7 +379,6 @@ mod tests {
             (json!({"stream_options": {"include_usage": 1}}), InvalidType, "stream_options.include_usage"),
             (json!({"response_format": {}}), MissingRequiredParameter, "response_format.type"),
             (json!({"response_format": {"type": "xml"}}), InvalidValue, "response_format.type"),
-            (json!({"response_format": {"type": "json_object"}}), UnsupportedParameter, "response_format"),
             (json!({"top_k": -2}), IntegerBelowMinValue, "top_k"),
             (json!({"min_p": 2}), DecimalAboveMaxValue, "min_p"),
             (json!({"repetition_penalty": 0}), DecimalBelowMinValue, "repetition_penalty"),
@@ -415,9 +401,6 @@ mod tests {
             (json!({"cache_salt": "a", "locket": {"cache_salt": "b"}}), InvalidValue, "cache_salt"),
             (json!({"user": "u".repeat(513)}), StringAboveMaxLength, "user"),
             (json!({"prompt_logprobs": 0}), UnsupportedParameter, "prompt_logprobs"),
-            (json!({"structured_outputs": {}}), UnsupportedParameter, "structured_outputs"),
-            (json!({"guided_json": {}}), UnsupportedParameter, "guided_json"),
-            (json!({"guided_choice": ["a"]}), UnsupportedParameter, "guided_choice"),
             (json!({"kv_transfer_params": {}}), UnsupportedParameter, "kv_transfer_params"),
             // Document order decides.
             (json!({"top_p": 9, "n": 0}), DecimalAboveMaxValue, "top_p"),

@@ -3,10 +3,14 @@
 mod cache;
 mod fields;
 mod plan;
+mod steering;
+mod structured;
 
 pub(crate) use cache::{CacheChoice, LocketFields};
 pub(crate) use fields::{Bounds, GenerationFields, StreamOptions, is_request_id};
 pub(crate) use plan::{Plan, PromptSource, sampling};
+pub(crate) use steering::{CallsInText, GrammarMemory, Wanted, WantedCalls, plan as steering_plan};
+pub(crate) use structured::{Structured, read_named_schema};
 
 #[cfg(test)]
 pub(crate) use fields::test_bounds;

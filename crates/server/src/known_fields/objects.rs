@@ -87,7 +87,59 @@ pub(super) const STREAM_OPTIONS: Schema = Schema::Object(&[
 ]);
 
 /// `response_format`
-pub(super) const RESPONSE_FORMAT: Schema = Schema::Object(&[required("type", Schema::OneOf(&["text"]), "")]);
+pub(super) const RESPONSE_FORMAT: Schema = Schema::AnyOf(&[
+    Schema::Named("PlainFormat", &Schema::Object(PLAIN_FORMAT)),
+    Schema::Named("JsonSchemaFormat", &Schema::Object(SCHEMA_FORMAT)),
+]);
+
+const PLAIN_FORMAT: &[Property] = &[
+    required("type", Schema::OneOf(&["text", "json_object"]), ""),
+    optional("json_schema", Schema::Absent, ""),
+];
+
+const SCHEMA_FORMAT: &[Property] = &[
+    required("type", Schema::OneOf(&["json_schema"]), ""),
+    required("json_schema", Schema::Named("NamedJsonSchema", &Schema::Object(NAMED_SCHEMA)), ""),
+];
+
+const NAMED_SCHEMA: &[Property] = &[
+    required("name", Schema::Pattern("^[A-Za-z0-9_-]+$", 64), ""),
+    optional("description", Schema::AnyText, ""),
+    required("schema", Schema::AnyObject, "A JSON Schema."),
+    optional("strict", Schema::Boolean, "No effect: every answer follows the schema."),
+];
+
+/// A JSON schema.
+pub(super) const JSON_SCHEMA: Schema = Schema::AnyObject;
+
+/// A regular expression or a grammar.
+pub(super) const EXPRESSION: Schema = Schema::Text(1, usize::MAX);
+
+/// Texts to choose from.
+pub(super) const CHOICE: Schema = Schema::Array(&EXPRESSION, 1, 4096);
+
+/// `structured_outputs`
+pub(super) const STRUCTURED_OUTPUTS: Schema = Schema::AnyOf(&[
+    Schema::Object(&[required("json", JSON_SCHEMA, ""), NO_REGEX, NO_CHOICE, NO_GRAMMAR, NO_OBJECT, NO_TAG]),
+    Schema::Object(&[required("regex", EXPRESSION, ""), NO_JSON, NO_CHOICE, NO_GRAMMAR, NO_OBJECT, NO_TAG]),
+    Schema::Object(&[required("choice", CHOICE, ""), NO_JSON, NO_REGEX, NO_GRAMMAR, NO_OBJECT, NO_TAG]),
+    Schema::Object(&[required("grammar", EXPRESSION, ""), NO_JSON, NO_REGEX, NO_CHOICE, NO_OBJECT, NO_TAG]),
+    Schema::Object(&[
+        required("json_object", Schema::True, ""),
+        NO_JSON,
+        NO_REGEX,
+        NO_CHOICE,
+        NO_GRAMMAR,
+        NO_TAG,
+    ]),
+]);
+
+const NO_JSON: Property = optional("json", Schema::Absent, "");
+const NO_REGEX: Property = optional("regex", Schema::Absent, "");
+const NO_CHOICE: Property = optional("choice", Schema::Absent, "");
+const NO_GRAMMAR: Property = optional("grammar", Schema::Absent, "");
+const NO_OBJECT: Property = optional("json_object", Schema::Absent, "");
+const NO_TAG: Property = optional("structural_tag", Schema::Absent, "");
 
 /// `allowed_token_ids`
 pub(super) const ALLOWED_TOKENS: Schema = Schema::Array(&TOKEN, 1, usize::MAX);

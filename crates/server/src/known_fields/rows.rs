@@ -6,8 +6,8 @@
 use super::{
     Row, accepted, honoured, limited,
     objects::{
-        ALLOWED_TOKENS, KEPT_TOKENS, LOCKET, MESSAGES, PROMPTS, RESPONSE_FORMAT, SALT, STOP, STREAM_OPTIONS,
-        TEMPLATE_VARIABLES,
+        ALLOWED_TOKENS, CHOICE, EXPRESSION, JSON_SCHEMA, KEPT_TOKENS, LOCKET, MESSAGES, PROMPTS,
+        RESPONSE_FORMAT, SALT, STOP, STREAM_OPTIONS, STRUCTURED_OUTPUTS, TEMPLATE_VARIABLES,
     },
     refused,
 };
@@ -110,7 +110,11 @@ pub(super) const GENERATION: &[Row] = &[
         "only with `stream: true`; `include_obfuscation` has no effect",
     ),
     accepted("user", Schema::Text(0, 512), "up to 512 bytes; not logged at all"),
-    limited("response_format", RESPONSE_FORMAT, "the type `text` only"),
+    honoured(
+        "response_format",
+        RESPONSE_FORMAT,
+        "[structured outputs](#structured-outputs): `text`, `json_object`, `json_schema`",
+    ),
     honoured("top_k", integer(-1, u32::MAX as i64), "-1 and 0 are off"),
     honoured("min_p", Schema::Number(0.0, 1.0), "0 to 1"),
     honoured("repetition_penalty", Schema::Above(0.0, 10.0), "above 0, up to 10"),
@@ -128,11 +132,15 @@ pub(super) const GENERATION: &[Row] = &[
         "`prompt_token_ids` at the top (of the first chunk), per choice for several prompts; `token_ids` per choice or delta",
     ),
     honoured("return_tokens_as_token_ids", Schema::Boolean, ""),
-    refused("structured_outputs", LATER),
-    refused("guided_json", LATER),
-    refused("guided_regex", LATER),
-    refused("guided_choice", LATER),
-    refused("guided_grammar", LATER),
+    honoured(
+        "structured_outputs",
+        STRUCTURED_OUTPUTS,
+        "[structured outputs](#structured-outputs): exactly one of `json`, `regex`, `choice`, `grammar` and `json_object: true`",
+    ),
+    honoured("guided_json", JSON_SCHEMA, "as `structured_outputs.json`"),
+    honoured("guided_regex", EXPRESSION, "as `structured_outputs.regex`"),
+    honoured("guided_choice", CHOICE, "as `structured_outputs.choice`"),
+    honoured("guided_grammar", EXPRESSION, "as `structured_outputs.grammar`"),
     honoured("add_special_tokens", Schema::Boolean, "chat: false; completions: true"),
     honoured(
         "truncate_prompt_tokens",

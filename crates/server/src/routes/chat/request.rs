@@ -284,7 +284,11 @@ mod tests {
             (json!({"documents": ["a"]}), InvalidType, "documents[0]"),
             (json!({"best_of": 2}), UnsupportedParameter, "best_of"),
             (json!({"thinking": {}}), UnsupportedParameter, "thinking"),
-            (json!({"response_format": {"type": "json_schema"}}), UnsupportedParameter, "response_format"),
+            (
+                json!({"response_format": {"type": "json_schema"}}),
+                MissingRequiredParameter,
+                "response_format.json_schema",
+            ),
         ];
         for (extra, kind, param) in rows {
             let error = read(extra.clone()).expect_err("must fail");

@@ -1,0 +1,235 @@
+//! What a request wants of its answers, as a plan for the engine: grammars are compiled on blocking
+//! threads, few at a time, and remembered.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use locket_engine::SharedPlan;
+use locket_processor::{
+    Processor,
+    steering::{
+        AnswerSpec, CompiledGrammar, GrammarError, GrammarSource, PreludePlan, SteeringSpec, Trigger,
+        check_schema,
+    },
+};
+use serde_json::Value;
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::{GenerationFields, structured::Structured};
+use crate::{
+    error::{ApiError, ErrorKind},
+    state::AppState,
+};
+
+/// What a route wants beside the fields for [`Structured`] answers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wanted {
+    /// What comes before the answer.
+    pub(crate) thinking: Option<Arc<dyn PreludePlan>>,
+    /// Calls of tools.
+    pub(crate) calls: Option<WantedCalls>,
+}
+
+/// The calls that an answer must or may have.
+#[derive(Debug, Clone)]
+pub(crate) struct WantedCalls {
+    /// An answer that is nothing but calls, markers included.
+    pub(crate) calls: GrammarSource,
+    /// How calls come about in free text; `None` if the answer must be calls.
+    pub(crate) in_text: Option<CallsInText>,
+    /// The functions' schemas with the paths of their fields, so that an error names one.
+    pub(crate) schemas: Vec<(String, Value)>,
+}
+
+/// A [`Trigger`] whose grammar is not compiled yet; its fields are explained there.
+#[derive(Debug, Clone)]
+pub(crate) struct CallsInText {
+    pub(crate) markers: Vec<String>,
+    pub(crate) is_only_first: bool,
+    pub(crate) grammar_has_marker: bool,
+    pub(crate) grammar: GrammarSource,
+    pub(crate) max_calls: Option<u32>,
+}
+
+/// The most that compiling a grammar may take, and that a request waits for its turn to compile.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
+
+/// Compiled grammars by their sources, the latest used last.
+#[derive(Debug)]
+pub(crate) struct GrammarMemory {
+    hasher: RandomState,
+    entries: Mutex<Vec<Entry>>,
+    /// Who holds one compiles. A difficult grammar keeps its permit until it is done, even if nobody
+    /// waits for it any more, so no more threads than these are ever busy with grammars.
+    turns: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    hash: u64,
+    source: GrammarSource,
+    grammar: Arc<CompiledGrammar>,
+    bytes: usize,
+}
+
+impl GrammarMemory {
+    /// Grammars remembered at most.
+    const MAX_ENTRIES: usize = 64;
+    /// Their sources' sizes together; compiled they have a multiple.
+    const MAX_BYTES: usize = 1 << 20;
+    /// Grammars compiled at once.
+    const MAX_TURNS: usize = 2;
+
+    pub(crate) fn new() -> Self {
+        Self {
+            hasher: RandomState::new(),
+            entries: Mutex::default(),
+            turns: Arc::new(Semaphore::new(Self::MAX_TURNS)),
+        }
+    }
+
+    fn get(&self, source: &GrammarSource) -> Option<Arc<CompiledGrammar>> {
+        let hash = self.hasher.hash_one(source);
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = entries.iter().position(|entry| entry.hash == hash && entry.source == *source)?;
+        let entry = entries.remove(at);
+        let grammar = Arc::clone(&entry.grammar);
+        entries.push(entry);
+        Some(grammar)
+    }
+
+    fn put(&self, source: GrammarSource, grammar: &Arc<CompiledGrammar>) {
+        let bytes = source.size();
+        if bytes > Self::MAX_BYTES {
+            return;
+        }
+        let hash = self.hasher.hash_one(&source);
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|entry| entry.hash != hash || entry.source != source);
+        entries.push(Entry { hash, source, grammar: Arc::clone(grammar), bytes });
+        let mut total: usize = entries.iter().map(|entry| entry.bytes).sum();
+        let surplus = entries.iter().take_while(|entry| {
+            let is_surplus = total > Self::MAX_BYTES;
+            total -= if is_surplus { entry.bytes } else { 0 };
+            is_surplus
+        });
+        let surplus = surplus.count().max(entries.len().saturating_sub(Self::MAX_ENTRIES));
+        entries.drain(..surplus);
+    }
+
+    /// A compiled grammar. `schemas` are checked first, so that an error names the one at fault.
+    async fn compiled(
+        &self,
+        processor: &Arc<Processor>,
+        wanted: WantedGrammar<'_>,
+    ) -> Result<Arc<CompiledGrammar>, ApiError> {
+        if let Some(grammar) = self.get(&wanted.source) {
+            return Ok(grammar);
+        }
+        let turn = timeout(TIME_LIMIT, Arc::clone(&self.turns).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            let message = "Other grammars are being compiled. Try again later.";
+            return Err(ApiError::new(ErrorKind::ServerOverloaded, message));
+        };
+        let (processor, source) = (Arc::clone(processor), wanted.source.clone());
+        let schemas = wanted.schemas.to_vec();
+        let work = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            for (param, schema) in schemas {
+                check_schema(&schema).map_err(|error| (Some(param), error))?;
+            }
+            let grammars = processor.grammars().map_err(|error| (None, error))?;
+            grammars.compile(&source).map_err(|error| (None, error))
+        });
+        let error_kind = match wanted.source {
+            GrammarSource::JsonSchema(_) => ErrorKind::InvalidJsonSchema,
+            _ => ErrorKind::InvalidGrammar,
+        };
+        match timeout(TIME_LIMIT, work).await {
+            Ok(Ok(Ok(grammar))) => {
+                self.put(wanted.source, &grammar);
+                Ok(grammar)
+            }
+            Ok(Ok(Err((Some(param), error)))) => Err(refused(ErrorKind::InvalidJsonSchema, &param, &error)),
+            Ok(Ok(Err((None, error)))) => Err(refused(error_kind, wanted.param, &error)),
+            Ok(Err(panic)) => Err(ApiError::internal(&panic.to_string())),
+            Err(_) => {
+                let message = format!("`{}` takes too long to compile.", wanted.param);
+                Err(ApiError::field(error_kind, wanted.param, message))
+            }
+        }
+    }
+}
+
+/// What is to be compiled, and which fields it came from.
+struct WantedGrammar<'a> {
+    source: GrammarSource,
+    param: &'a str,
+    schemas: &'a [(String, Value)],
+}
+
+/// 422 with the path of what is wrong.
+fn refused(kind: ErrorKind, param: &str, error: &GrammarError) -> ApiError {
+    let path = format!("{param}{}", error.path);
+    let message = format!("`{path}` cannot constrain an answer: {}.", error.reason);
+    ApiError::field(kind, path, message)
+}
+
+/// The plan of a request; `None` if its answers are free.
+///
+/// # Errors
+/// 422 for a schema or grammar that does not compile; 503 if too many are being compiled.
+pub(crate) async fn plan(
+    state: &AppState,
+    fields: &GenerationFields,
+) -> Result<Option<SharedPlan>, ApiError> {
+    let answer = answer(state, fields.structured.constraint(), fields.wanted.calls.as_ref()).await?;
+    let spec = SteeringSpec { thinking: fields.wanted.thinking.clone(), answer };
+    Ok(spec.plan(state.processor()))
+}
+
+async fn answer(
+    state: &AppState,
+    structured: Option<&Structured>,
+    calls: Option<&WantedCalls>,
+) -> Result<AnswerSpec, ApiError> {
+    const TOOLS: &str = "tools";
+    let (memory, processor) = (state.grammars(), state.processor());
+    let wanted = match (structured, calls) {
+        (None, None) => return Ok(AnswerSpec::Free),
+        (Some(structured), None) => {
+            let (source, param) = (structured.source.clone(), structured.param.as_str());
+            WantedGrammar { source, param, schemas: &[] }
+        }
+        (Some(structured), Some(calls)) if calls.in_text.is_none() && !structured.is_response_format => {
+            let message = format!("`{}` cannot be combined with a call that must be made.", structured.param);
+            return Err(ApiError::field(ErrorKind::InvalidValue, structured.param.clone(), message));
+        }
+        (Some(structured), Some(calls)) if calls.in_text.is_some() => {
+            // Alone first, so that an error in it is told with its path.
+            let alone =
+                WantedGrammar { source: structured.source.clone(), param: &structured.param, schemas: &[] };
+            memory.compiled(processor, alone).await?;
+            let source = GrammarSource::AnyOf(vec![structured.source.clone(), calls.calls.clone()]);
+            WantedGrammar { source, param: TOOLS, schemas: &calls.schemas }
+        }
+        (None, Some(WantedCalls { in_text: Some(in_text), schemas, .. })) => {
+            let wanted = WantedGrammar { source: in_text.grammar.clone(), param: TOOLS, schemas };
+            return Ok(AnswerSpec::Trigger(Arc::new(Trigger {
+                markers: in_text.markers.clone(),
+                is_only_first: in_text.is_only_first,
+                grammar_has_marker: in_text.grammar_has_marker,
+                grammar: memory.compiled(processor, wanted).await?,
+                max_calls: in_text.max_calls,
+            })));
+        }
+        // The answer is calls, so a format for messages has nothing to constrain.
+        (_, Some(calls)) => {
+            WantedGrammar { source: calls.calls.clone(), param: TOOLS, schemas: &calls.schemas }
+        }
+    };
+    Ok(AnswerSpec::Grammar(memory.compiled(processor, wanted).await?))
+}
