@@ -25,6 +25,13 @@ fn settings(method: CacheMethod) -> CacheSettings {
     }
 }
 
+/// Every method, and with budgets per layer those that have them.
+fn variants() -> Vec<CacheSettings> {
+    let with_budgets = CacheMethod::ALL.into_iter().filter(|method| method.shares_layers());
+    let with_budgets = with_budgets.map(|method| CacheSettings { layer_budgets: true, ..settings(method) });
+    CacheMethod::ALL.into_iter().map(settings).chain(with_budgets).collect()
+}
+
 /// A tiny model, grouped queries, with random weights for the trained methods.
 fn build(folder: &Path, backend: Backend, slot_type: SlotType, classes: &[(u32, u32)]) -> Box<dyn Model> {
     let checkpoint = Checkpoint::open(folder).unwrap();
@@ -65,13 +72,20 @@ fn ids(seed: u32, count: usize) -> Vec<u32> {
 }
 
 /// Adds `ids` to the sequence in `block`, `chunks` (repeated) rows a step; logits of every row.
-fn extend(model: &mut dyn Model, block: BlockId, from: u32, ids: &[u32], chunks: &[usize]) -> Vec<f32> {
+fn extend(
+    model: &mut dyn Model,
+    (block, settings): (BlockId, CacheSettings),
+    from: u32,
+    ids: &[u32],
+    chunks: &[usize],
+) -> Vec<f32> {
     let (mut all, mut logits, mut done) = (Vec::new(), Vec::new(), 0);
     for &rows in chunks.iter().cycle() {
         if done == ids.len() {
             return all;
         }
-        let rows = rows.min(ids.len() - done);
+        let to_border = settings.rows_to_border(from + done as u32) as usize;
+        let rows = rows.min(ids.len() - done).min(to_border);
         let mut batch = Batch::default();
         batch.push(block, from + done as u32, &ids[done..done + rows], false);
         batch.sample_rows = (0..rows as u32).collect();
@@ -84,7 +98,7 @@ fn extend(model: &mut dyn Model, block: BlockId, from: u32, ids: &[u32], chunks:
 
 fn run(model: &mut dyn Model, settings: CacheSettings, ids: &[u32], chunks: &[usize]) -> Vec<f32> {
     model.open_block(BlockId(0), settings).unwrap();
-    let logits = extend(model, BlockId(0), 0, ids, chunks);
+    let logits = extend(model, (BlockId(0), settings), 0, ids, chunks);
     model.close_block(BlockId(0));
     logits
 }
@@ -101,14 +115,16 @@ fn exact_until_the_budget_is_reached() {
     for slot_type in [SlotType::F16, SlotType::I8] {
         let mut model = build(folder.path(), Backend::Cpu, slot_type, &[(400, 1)]);
         let full = run(model.as_mut(), settings(CacheMethod::Full), &ids, &[64]);
-        for method in CacheMethod::ALL {
+        for settings in variants() {
+            let method = settings.method;
             if method.mixes() && !slot_type.is_float() {
                 continue;
             }
-            let settings = settings(method);
             let got = run(model.as_mut(), settings, &ids, &[37, 5]);
-            let exact = settings.slots.min(ids.len() as u32) as usize * VOCAB;
-            assert_eq!(got[..exact], full[..exact], "{method:?} {slot_type:?}");
+            // Layers with budgets fold together, when all are full.
+            let exact = if settings.layer_budgets { settings.capacity() } else { settings.slots };
+            let exact = exact.min(ids.len() as u32) as usize * VOCAB;
+            assert_eq!(got[..exact], full[..exact], "{settings:?} {slot_type:?}");
             assert_eq!(got == full, method == CacheMethod::Full, "{method:?} folds and forgets");
         }
     }
@@ -118,16 +134,17 @@ fn exact_until_the_budget_is_reached() {
 fn chunks_and_neighbours_do_not_matter() {
     let folder = tiny();
     let ids = ids(2, 230);
-    for method in CacheMethod::ALL {
+    for settings in variants() {
+        let method = settings.method;
         for slot_type in slot_types(method) {
             let mut model = build(folder.path(), Backend::Cpu, slot_type, &[(80, 8), (400, 2)]);
             if method == CacheMethod::Full {
                 continue;
             }
-            let whole = run(model.as_mut(), settings(method), &ids, &[230]);
+            let whole = run(model.as_mut(), settings, &ids, &[230]);
             for chunks in [&[16][..], &[112], &[1], &[7, 50]] {
-                let chunked = run(model.as_mut(), settings(method), &ids, chunks);
-                assert!(chunked == whole, "{method:?} {slot_type:?} in chunks {chunks:?}");
+                let chunked = run(model.as_mut(), settings, &ids, chunks);
+                assert!(chunked == whole, "{settings:?} {slot_type:?} in chunks {chunks:?}");
             }
         }
     }
@@ -137,12 +154,13 @@ fn chunks_and_neighbours_do_not_matter() {
 #[test]
 fn methods_mix_in_one_batch() {
     let folder = tiny();
-    let mut model = build(folder.path(), Backend::Cpu, SlotType::F16, &[(80, 8), (400, 1)]);
-    let block = |i: usize| if i == 0 { BlockId(8) } else { BlockId(i as u32 - 1) };
-    let texts: Vec<Vec<u32>> = (0..CacheMethod::ALL.len()).map(|i| ids(10 + i as u32, 90 + 11 * i)).collect();
+    let mut model = build(folder.path(), Backend::Cpu, SlotType::F16, &[(80, 10), (400, 1)]);
+    let block = |i: usize| if i == 0 { BlockId(10) } else { BlockId(i as u32 - 1) };
+    let variants = variants();
+    let texts: Vec<Vec<u32>> = (0..variants.len()).map(|i| ids(10 + i as u32, 90 + 11 * i)).collect();
     let mut got: Vec<Vec<f32>> = vec![Vec::new(); texts.len()];
-    for (i, &method) in CacheMethod::ALL.iter().enumerate() {
-        model.open_block(block(i), settings(method)).unwrap();
+    for (i, &settings) in variants.iter().enumerate() {
+        model.open_block(block(i), settings).unwrap();
     }
     let mut done = vec![0; texts.len()];
     let mut logits = Vec::new();
@@ -152,7 +170,8 @@ fn methods_mix_in_one_batch() {
         for turn in 0..texts.len() {
             // Some decode, some take chunks; the order turns.
             let i = (turn + step) % texts.len();
-            let rows = [1, 17, 5][(i + step) % 3].min(texts[i].len() - done[i]);
+            let to_border = variants[i].rows_to_border(done[i] as u32) as usize;
+            let rows = [1, 17, 5][(i + step) % 3].min(texts[i].len() - done[i]).min(to_border);
             if rows > 0 {
                 batch.push(block(i), done[i] as u32, &texts[i][done[i]..done[i] + rows], false);
                 owners.extend(std::iter::repeat_n(i, rows));
@@ -171,11 +190,11 @@ fn methods_mix_in_one_batch() {
             got[i].extend_from_slice(row);
         }
     }
-    for (i, &method) in CacheMethod::ALL.iter().enumerate() {
+    for (i, &settings) in variants.iter().enumerate() {
         model.close_block(block(i));
-        model.open_block(block(i), settings(method)).unwrap();
-        let alone = extend(model.as_mut(), block(i), 0, &texts[i], &[64]);
-        assert!(alone == got[i], "{method:?} differs in company");
+        model.open_block(block(i), settings).unwrap();
+        let alone = extend(model.as_mut(), (block(i), settings), 0, &texts[i], &[64]);
+        assert!(alone == got[i], "{settings:?} differs in company");
     }
 }
 
@@ -183,14 +202,14 @@ fn methods_mix_in_one_batch() {
 fn backends_agree() {
     let folder = tiny();
     let ids = ids(3, 150);
-    for method in CacheMethod::ALL {
+    for settings in variants() {
         let mut ours = build(folder.path(), Backend::Cpu, SlotType::F32, &[(400, 1)]);
         let mut oracle = build(folder.path(), Backend::Reference, SlotType::F32, &[(400, 1)]);
-        let a = run(ours.as_mut(), settings(method), &ids, &[48]);
-        let b = run(oracle.as_mut(), settings(method), &ids, &[19]);
+        let a = run(ours.as_mut(), settings, &ids, &[48]);
+        let b = run(oracle.as_mut(), settings, &ids, &[19]);
         let difference = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         // Logits are about 4; weights are f32, so only the order of sums differs.
-        assert!(difference < 2e-4, "{method:?}: {difference}");
+        assert!(difference < 2e-4, "{settings:?}: {difference}");
     }
 }
 
@@ -226,7 +245,8 @@ fn an_endless_sequence_stays_in_range() {
         .write(folder.path())
         .unwrap();
     let ids = ids(5, 700);
-    for method in CacheMethod::ALL {
+    for settings in variants() {
+        let method = settings.method;
         if method == CacheMethod::Full {
             let mut model = build(folder.path(), Backend::Cpu, SlotType::F16, &[(400, 1)]);
             model.open_block(BlockId(0), CacheSettings::full(400)).unwrap();
@@ -238,17 +258,17 @@ fn an_endless_sequence_stays_in_range() {
         }
         for slot_type in slot_types(method) {
             let mut model = build(folder.path(), Backend::Cpu, slot_type, &[(80, 1)]);
-            let whole = run(model.as_mut(), settings(method), &ids, &[250]);
+            let whole = run(model.as_mut(), settings, &ids, &[250]);
             assert!(whole.iter().all(|logit| logit.is_finite()));
-            let chunked = run(model.as_mut(), settings(method), &ids, &[33, 2, 1]);
-            assert!(chunked == whole, "{method:?} {slot_type:?}");
+            let chunked = run(model.as_mut(), settings, &ids, &[33, 2, 1]);
+            assert!(chunked == whole, "{settings:?} {slot_type:?}");
         }
         let mut ours = build(folder.path(), Backend::Cpu, SlotType::F32, &[(80, 1)]);
         let mut oracle = build(folder.path(), Backend::Reference, SlotType::F32, &[(80, 1)]);
-        let a = run(ours.as_mut(), settings(method), &ids[..400], &[64]);
-        let b = run(oracle.as_mut(), settings(method), &ids[..400], &[64]);
+        let a = run(ours.as_mut(), settings, &ids[..400], &[64]);
+        let b = run(oracle.as_mut(), settings, &ids[..400], &[64]);
         let difference = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(difference < 1e-3, "{method:?}: {difference}");
+        assert!(difference < 1e-3, "{settings:?}: {difference}");
     }
 }
 
@@ -257,7 +277,8 @@ fn images_resume_in_other_blocks_and_processes() {
     let folder = tiny();
     let text = ids(6, 150);
     for backend in [Backend::Cpu, Backend::Reference] {
-        for method in CacheMethod::ALL {
+        for settings in variants() {
+            let method = settings.method;
             for slot_type in [SlotType::F16, SlotType::I8] {
                 if method.mixes() && !slot_type.is_float() {
                     continue;
@@ -265,12 +286,12 @@ fn images_resume_in_other_blocks_and_processes() {
                 let classes = [(70, 1), (400, 2)];
                 let mut model = build(folder.path(), backend, slot_type, &classes);
                 let large = BlockId(1);
-                model.open_block(large, settings(method)).unwrap();
-                extend(model.as_mut(), large, 0, &text[..110], &[40]);
+                model.open_block(large, settings).unwrap();
+                extend(model.as_mut(), (large, settings), 0, &text[..110], &[40]);
                 let image = model.export_block(large).unwrap();
                 let folded = model.folded_tokens(large);
                 assert_eq!(folded > 0, method != CacheMethod::Full);
-                let rest = extend(model.as_mut(), large, 110, &text[110..], &[9]);
+                let rest = extend(model.as_mut(), (large, settings), 110, &text[110..], &[9]);
                 let mut other = build(folder.path(), backend, slot_type, &classes);
                 let block = if method == CacheMethod::Full { BlockId(2) } else { BlockId(0) };
                 other.import_block(block, &image).unwrap();
@@ -279,14 +300,14 @@ fn images_resume_in_other_blocks_and_processes() {
                 if backend == Backend::Cpu {
                     assert_eq!(again.capacity(), image.len(), "allocated exactly");
                 }
-                assert_eq!(again, image, "{method:?}");
-                let resumed = extend(other.as_mut(), block, 110, &text[110..], &[40]);
+                assert_eq!(again, image, "{settings:?}");
+                let resumed = extend(other.as_mut(), (block, settings), 110, &text[110..], &[40]);
                 if backend == Backend::Cpu {
-                    assert!(resumed == rest, "{method:?} {slot_type:?}");
+                    assert!(resumed == rest, "{settings:?} {slot_type:?}");
                 } else {
                     let difference =
                         resumed.iter().zip(&rest).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                    assert!(difference < 1e-2, "{method:?} {slot_type:?}: {difference}");
+                    assert!(difference < 1e-2, "{settings:?} {slot_type:?}: {difference}");
                 }
             }
         }
@@ -297,8 +318,9 @@ fn images_resume_in_other_blocks_and_processes() {
 fn broken_images_are_refused_and_leave_the_block_closed() {
     let folder = tiny();
     let mut model = build(folder.path(), Backend::Cpu, SlotType::F16, &[(70, 2)]);
-    model.open_block(BlockId(0), settings(CacheMethod::Learned)).unwrap();
-    extend(model.as_mut(), BlockId(0), 0, &ids(7, 100), &[50]);
+    let learned = CacheSettings { layer_budgets: true, ..settings(CacheMethod::Learned) };
+    model.open_block(BlockId(0), learned).unwrap();
+    extend(model.as_mut(), (BlockId(0), learned), 0, &ids(7, 100), &[50]);
     let image = model.export_block(BlockId(0)).unwrap();
     for length in [0, 3, 4, 50, 200, image.len() / 2, image.len() - 1] {
         assert!(model.import_block(BlockId(1), &image[..length]).is_err(), "{length} bytes");
@@ -323,14 +345,15 @@ fn copies_go_on_like_their_original() {
     let folder = tiny();
     let text = ids(8, 160);
     let mut model = build(folder.path(), Backend::Cpu, SlotType::I8, &[(70, 1), (400, 2)]);
-    for method in CacheMethod::ALL.into_iter().filter(|method| !method.mixes()) {
+    for settings in variants().into_iter().filter(|settings| !settings.method.mixes()) {
+        let method = settings.method;
         let to = if method == CacheMethod::Full { BlockId(2) } else { BlockId(0) };
-        model.open_block(BlockId(1), settings(method)).unwrap();
-        extend(model.as_mut(), BlockId(1), 0, &text[..100], &[30]);
+        model.open_block(BlockId(1), settings).unwrap();
+        extend(model.as_mut(), (BlockId(1), settings), 0, &text[..100], &[30]);
         model.copy_block(BlockId(1), to).unwrap();
-        let original = extend(model.as_mut(), BlockId(1), 100, &text[100..], &[10]);
-        let copy = extend(model.as_mut(), to, 100, &text[100..], &[60]);
-        assert!(copy == original, "{method:?}");
+        let original = extend(model.as_mut(), (BlockId(1), settings), 100, &text[100..], &[10]);
+        let copy = extend(model.as_mut(), (to, settings), 100, &text[100..], &[60]);
+        assert!(copy == original, "{settings:?}");
     }
 }
 
@@ -349,6 +372,10 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(refused(model.as_mut(), CacheSettings { slots: 40, ..lococo }).contains("trained for 48"));
     let mut model = build_with(&checkpoint, Backend::Cpu, SlotType::F16, &[(70, 1)], SideCar::default());
     assert!(refused(model.as_mut(), settings(CacheMethod::Learned)).contains("side-car"));
+    let budgets = CacheSettings { layer_budgets: true, ..settings(CacheMethod::Observed) };
+    assert!(refused(model.as_mut(), budgets).contains("layer_budgets"));
+    let budgets = CacheSettings { layer_budgets: true, ..settings(CacheMethod::Tova) };
+    assert!(refused(model.as_mut(), budgets).contains("layer_budgets"));
     let crowded = CacheSettings { sinks: 30, recent: 30, ..settings(CacheMethod::Observed) };
     assert!(refused(model.as_mut(), crowded).contains("recent"));
 }
@@ -375,5 +402,50 @@ fn scores_are_those_of_the_logits() {
             assert_eq!(row[score.best as usize], best);
         }
         assert!(model.score_tokens(&batch, &text[2..], &mut scores).is_err(), "too few targets");
+    }
+}
+
+/// Layers with budgets hold as many slots as they were given, in the same memory, and a step must not
+/// cross the place where the block is laid out anew.
+#[test]
+fn budgets_share_out_the_same_memory() {
+    let folder = tiny();
+    let text = ids(11, 300);
+    let settings = CacheSettings { layer_budgets: true, ..settings(CacheMethod::Observed) };
+    let mut model = build(folder.path(), Backend::Cpu, SlotType::F16, &[(70, 1)]);
+    let planned = model.memory().cache;
+    model.open_block(BlockId(0), settings).unwrap();
+    extend(model.as_mut(), (BlockId(0), settings), 0, &text[..60], &[60]);
+    let mut batch = Batch::default();
+    batch.push(BlockId(0), 60, &text[60..69], true);
+    let error = model.forward(&batch, &mut Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("may append 8"), "{error}");
+    extend(model.as_mut(), (BlockId(0), settings), 60, &text[60..], &[100]);
+    // `M_l` are 28, 76 and 28 of 48 on average (two groups of 16 per layer are shared out).
+    assert_eq!(model.folded_tokens(BlockId(0)), 300 - (28 + (300 - 68) % RING));
+    assert_eq!(model.memory().cache, planned);
+}
+
+/// A sequence that ends before it would fold is at home in a smaller block.
+#[test]
+fn short_sequences_live_in_small_blocks() {
+    let folder = tiny();
+    let text = ids(12, 40);
+    for settings in variants() {
+        if !settings.folds() {
+            continue;
+        }
+        let mut model = build(folder.path(), Backend::Cpu, SlotType::F16, &[(40, 1), (80, 1)]);
+        model.open_block(BlockId(1), settings).unwrap();
+        let large = extend(model.as_mut(), (BlockId(1), settings), 0, &text, &[16]);
+        let image = model.export_block(BlockId(1)).unwrap();
+        model.open_block(BlockId(0), settings).unwrap();
+        let small = extend(model.as_mut(), (BlockId(0), settings), 0, &text, &[40]);
+        assert!(small == large, "{settings:?}");
+        assert_eq!(model.export_block(BlockId(0)).unwrap(), image);
+        let mut batch = Batch::default();
+        batch.push(BlockId(0), 40, &text[..1], true);
+        assert!(model.forward(&batch, &mut Vec::new()).is_err(), "the block is full");
+        model.import_block(BlockId(0), &image).unwrap();
     }
 }

@@ -21,6 +21,7 @@ const WINDOW: CacheSettings = CacheSettings {
     sinks: 4,
     recent: 0,
     recall_permille: 0,
+    layer_budgets: false,
 };
 
 fn bits(logits: &[f32]) -> Vec<u32> {

@@ -2,7 +2,9 @@
 
 use super::{
     CacheGeometry, CacheSettings, FoldContext, LayerView, Rotation, SideArrays, SlotMove, SlotReader,
-    compaction::Frame, methods::lococo::Mixture,
+    budgets::{self, Regions},
+    compaction::Frame,
+    methods::lococo::Mixture,
 };
 use crate::Error;
 
@@ -27,15 +29,21 @@ pub struct BlockState {
     side: SideArrays,
     settings: Option<CacheSettings>,
     frame: Frame,
+    /// `M_l` of each layer; empty if all have the settings' `M`.
+    budgets: Vec<u32>,
+    /// Whether the layers have the regions that their budgets ask for.
+    pub(super) is_spread: bool,
+    /// Where the layers' positions and side arrays lie.
+    regions: Regions,
     /// Filled slots `[layers]`; the same for every head of a layer.
     pub(super) len: Vec<u32>,
     /// Whether a layer has folded before `[layers]`.
     pub(super) folded: Vec<bool>,
     /// Rows that each layer has seen `[layers]`; the next one's absolute position.
     pub(super) seen: Vec<u32>,
-    /// Position in the frame of the token in each slot `[layers, kv_heads, stride]`.
+    /// Position in the frame of the token in each slot: of each layer `[kv_heads, its stride]`.
     positions: Vec<u32>,
-    /// Side arrays `[layers, columns, kv_heads, stride]`.
+    /// Side arrays: of each layer `[columns, kv_heads, its stride]`.
     columns: Vec<f32>,
     /// Other numbers of the method `[layers, per_layer]`.
     kept: Vec<f32>,
@@ -51,6 +59,9 @@ impl BlockState {
             side,
             settings: None,
             frame: Frame::fixed(geometry.max_position),
+            budgets: Vec::new(),
+            is_spread: false,
+            regions: Regions::uniform(geometry.num_layers, stride),
             len: vec![0; geometry.num_layers],
             folded: vec![false; geometry.num_layers],
             seen: vec![0; geometry.num_layers],
@@ -65,9 +76,24 @@ impl BlockState {
         self.geometry
     }
 
-    /// Slots per layer and head that the block's memory has.
+    /// Slots per layer and head that the block's memory has on average.
     pub fn stride(&self) -> usize {
         self.stride
+    }
+
+    /// Whether the layers have regions of their own sizes.
+    pub fn is_spread(&self) -> bool {
+        self.is_spread
+    }
+
+    /// Slots per head that `layer` has.
+    pub fn stride_of(&self, layer: usize) -> usize {
+        self.regions.strides[layer]
+    }
+
+    /// Slots per head of all layers before `layer`.
+    pub fn start_of(&self, layer: usize) -> usize {
+        self.regions.starts[layer]
     }
 
     /// The settings of the sequence that owns the block, if one does.
@@ -91,16 +117,25 @@ impl BlockState {
                 "method {method} mixes slots, which {slots} slots do not allow"
             )));
         }
+        let shares = side_car.and_then(|side_car| side_car.layer_shares.as_deref());
+        if settings.layer_budgets && shares.is_none() {
+            return Err(Error::InvalidBatch("layer_budgets is on, but no side-car names shares".into()));
+        }
         self.close();
-        self.begin(settings);
+        self.begin(settings, shares);
         Ok(())
     }
 
-    /// Takes settings that were checked.
-    pub(super) fn begin(&mut self, settings: CacheSettings) {
+    /// Takes settings that were checked; `shares` are those of the layers, for settings that ask.
+    pub(super) fn begin(&mut self, settings: CacheSettings, shares: Option<&[f32]>) {
         self.settings = Some(settings);
+        self.budgets.clear();
+        if let Some(shares) = shares.filter(|_| settings.layer_budgets) {
+            budgets::layer_slots(shares, settings, self.geometry.max_position, &mut self.budgets);
+        }
+        let most = self.budgets.iter().max().map_or(settings.slots, |&slots| slots.max(settings.slots));
         self.frame = if settings.folds() {
-            Frame::new(self.geometry.max_position, settings.capacity())
+            Frame::new(self.geometry.max_position, most.saturating_add(settings.ring))
         } else {
             Frame::fixed(self.geometry.max_position)
         };
@@ -109,12 +144,65 @@ impl BlockState {
     /// Empties the block.
     pub fn close(&mut self) {
         self.settings = None;
+        self.budgets.clear();
+        self.lay_out_uniformly();
         self.len.fill(0);
         self.folded.fill(false);
         self.seen.fill(0);
         self.positions.fill(0);
         self.columns.fill(0.0);
         self.kept.fill(0.0);
+    }
+
+    fn lay_out_uniformly(&mut self) {
+        self.is_spread = false;
+        self.regions.set(std::iter::repeat(self.stride));
+    }
+
+    /// Gives every layer the region that its budget asks for; positions and side arrays are lost.
+    pub(super) fn lay_out_by_budgets(&mut self) {
+        let ring = self.settings.map_or(0, |settings| settings.ring);
+        self.is_spread = true;
+        self.regions.set(self.budgets.iter().map(|slots| (slots + ring) as usize));
+    }
+
+    /// Whether the block is to be spread before its next row: its layers have budgets, and are full for
+    /// the first time. The backend then folds every layer with [`Self::fold`] and calls [`Self::spread`].
+    pub fn is_to_be_spread(&self) -> bool {
+        let Some(settings) = self.settings else { return false };
+        !self.is_spread && !self.budgets.is_empty() && self.next_position() == settings.capacity()
+    }
+
+    /// Whether the layers' own regions exist in this block.
+    ///
+    /// # Errors
+    /// [`Error::InvalidBatch`] if they do not.
+    pub(super) fn check_spread(&self) -> Result<(), Error> {
+        let ring = self.settings.map_or(0, |settings| settings.ring);
+        let needed: usize = self.budgets.iter().map(|slots| (slots + ring) as usize).sum();
+        let have = self.geometry.num_layers * self.stride;
+        if self.budgets.is_empty() || needed > have {
+            return Err(Error::InvalidBatch(format!(
+                "the layers' budgets need {needed} slots of the block's {have}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Moves positions and side arrays to the layers' own regions, in which the filled slots keep their
+    /// numbers. The backend does the same with keys and values.
+    pub fn spread(&mut self) {
+        let old = self.clone();
+        self.lay_out_by_budgets();
+        self.take_slots(&old);
+    }
+
+    /// How `layer` uses its slots: the settings, with the layer's own budget. No more than half of what
+    /// its sinks leave is kept for being recent.
+    pub(super) fn layer_settings(&self, layer: usize, settings: CacheSettings) -> CacheSettings {
+        let Some(&slots) = self.budgets.get(layer) else { return settings };
+        let recent = settings.recent.min(slots.saturating_sub(settings.sinks) / 2);
+        CacheSettings { slots, recent, ..settings }
     }
 
     /// What positions mean in this block.
@@ -160,12 +248,19 @@ impl BlockState {
                 "{rows} rows from position {position}; the model was trained on {limit}"
             )));
         }
-        let capacity = settings.capacity() as usize;
         // The first layer folds last, so it is the fullest before any fold.
-        if settings.ring == 0 && self.len(0) + rows > capacity {
+        let room = (settings.capacity() as usize).min(self.stride);
+        let never_folds = settings.ring == 0 || room < settings.capacity() as usize;
+        if never_folds && self.len(0) + rows > room {
             return Err(Error::InvalidBatch(format!(
-                "{rows} rows do not fit: {} of {capacity} slots are filled and the block never folds",
+                "{rows} rows do not fit: {} of {room} slots are filled and the block never folds",
                 self.len(0)
+            )));
+        }
+        let to_border = settings.rows_to_border(position) as usize;
+        if rows > to_border && !self.budgets.is_empty() {
+            return Err(Error::InvalidBatch(format!(
+                "{rows} rows from position {position} cross the border at which the block is laid out                  anew; a step may append {to_border}"
             )));
         }
         Ok(())
@@ -189,35 +284,40 @@ impl BlockState {
     /// Positions `[kv_heads, stride]` of `layer`, in the frame that its latest row was appended in; of
     /// each head the first [`Self::len`] count.
     pub fn positions(&self, layer: usize) -> &[u32] {
-        let size = self.geometry.num_kv_heads * self.stride;
-        &self.positions[layer * size..(layer + 1) * size]
+        let at = self.start_of(layer) * self.geometry.num_kv_heads;
+        &self.positions[at..at + self.geometry.num_kv_heads * self.stride_of(layer)]
     }
 
     pub(super) fn positions_of(&self, layer: usize, head: usize) -> &[u32] {
-        &self.positions(layer)[head * self.stride..][..self.stride]
+        let stride = self.stride_of(layer);
+        &self.positions(layer)[head * stride..][..stride]
     }
 
     pub(super) fn positions_of_mut(&mut self, layer: usize, head: usize) -> &mut [u32] {
-        let at = (layer * self.geometry.num_kv_heads + head) * self.stride;
-        &mut self.positions[at..at + self.stride]
+        let stride = self.stride_of(layer);
+        let at = self.start_of(layer) * self.geometry.num_kv_heads + head * stride;
+        &mut self.positions[at..at + stride]
     }
 
     /// Where a side array of a layer lies.
     fn column_range(&self, layer: usize, column: usize) -> std::ops::Range<usize> {
-        let size = self.geometry.num_kv_heads * self.stride;
-        let at = (layer * self.side.columns + column) * size;
+        let heads = self.geometry.num_kv_heads;
+        let size = heads * self.stride_of(layer);
+        let at = self.start_of(layer) * heads * self.side.columns + column * size;
         at..at + size
     }
 
     /// A side array of a head `[stride]`.
     pub(super) fn column_mut(&mut self, layer: usize, column: usize, head: usize) -> &mut [f32] {
-        let at = self.column_range(layer, column).start + head * self.stride;
-        &mut self.columns[at..at + self.stride]
+        let stride = self.stride_of(layer);
+        let at = self.column_range(layer, column).start + head * stride;
+        &mut self.columns[at..at + stride]
     }
 
     pub(super) fn column_of(&self, layer: usize, column: usize, head: usize) -> &[f32] {
-        let at = self.column_range(layer, column).start + head * self.stride;
-        &self.columns[at..at + self.stride]
+        let stride = self.stride_of(layer);
+        let at = self.column_range(layer, column).start + head * stride;
+        &self.columns[at..at + stride]
     }
 
     /// The first side array of `layer` `[kv_heads, stride]`, where attention reports the weights that
@@ -278,10 +378,13 @@ impl BlockState {
     }
 
     /// Fill count at which `layer` folds. So that one sequence's folds do not all fall into one
-    /// step, layer `l` folds first at `M + B - floor(l * B / L)` and then at `M + B`.
+    /// step, layer `l` folds first at `M + B - floor(l * B / L)` and then at `M + B`. Layers with
+    /// budgets fold together when the block is spread, and then at `M_l + B`.
     fn fold_at(&self, layer: usize, settings: CacheSettings) -> usize {
         let capacity = settings.capacity() as usize;
-        if self.folded[layer] {
+        if self.is_spread {
+            self.stride_of(layer)
+        } else if self.folded[layer] || !self.budgets.is_empty() {
             capacity
         } else {
             capacity - layer * settings.ring as usize / self.geometry.num_layers
@@ -332,7 +435,8 @@ impl BlockState {
         context: &'a FoldContext,
     ) -> LayerView<'a> {
         let seen = self.seen[layer];
-        let columns = self.column_range(layer, 0).start..self.column_range(layer, self.side.columns).start;
+        let start = self.column_range(layer, 0).start;
+        let size = self.geometry.num_kv_heads * self.stride_of(layer);
         LayerView {
             layer,
             len: self.len(layer),
@@ -344,9 +448,9 @@ impl BlockState {
             next_position: self.frame.position(seen.saturating_sub(1)) + 1,
             settings,
             positions: self.positions(layer),
-            columns: &self.columns[columns],
+            columns: &self.columns[start..start + self.side.columns * size],
             kept: self.kept(layer),
-            stride: self.stride,
+            stride: self.stride_of(layer),
             slots,
             context,
         }
@@ -386,11 +490,23 @@ impl BlockState {
         self.close();
         self.settings = other.settings;
         self.frame = other.frame;
+        self.budgets.clone_from(&other.budgets);
+        if other.is_spread {
+            self.lay_out_by_budgets();
+        }
         self.len.copy_from_slice(&other.len);
         self.folded.copy_from_slice(&other.folded);
         self.seen.copy_from_slice(&other.seen);
-        let columns = self.side.columns.min(other.side.columns);
         let kept = self.side.per_layer.min(other.side.per_layer);
+        for layer in 0..self.geometry.num_layers {
+            self.kept_mut(layer)[..kept].copy_from_slice(&other.kept(layer)[..kept]);
+        }
+        self.take_slots(other);
+    }
+
+    /// Copies positions and side arrays of filled slots, whose regions may lie elsewhere in `other`.
+    fn take_slots(&mut self, other: &Self) {
+        let columns = self.side.columns.min(other.side.columns);
         for layer in 0..self.geometry.num_layers {
             let len = self.len(layer);
             for head in 0..self.geometry.num_kv_heads {
@@ -401,7 +517,6 @@ impl BlockState {
                         .copy_from_slice(&other.column_of(layer, column, head)[..len]);
                 }
             }
-            self.kept_mut(layer)[..kept].copy_from_slice(&other.kept(layer)[..kept]);
         }
     }
 

@@ -175,7 +175,7 @@ impl BlockState {
         context: &FoldContext,
         scratch: &'s mut FoldScratch,
     ) -> Result<Fold<'s>, Error> {
-        let settings = self.settings().expect("the block is open");
+        let settings = self.layer_settings(layer, self.settings().expect("the block is open"));
         let view = self.view(layer, settings, slots, context);
         if settings.method == CacheMethod::Lococo {
             lococo::mix(&view, &mut scratch.mixture)?;

@@ -7,7 +7,7 @@ use super::{BlockState, CacheMethod, CacheSettings, FoldContext};
 use crate::Error;
 
 /// Changes whenever the layout or the meaning of a number does.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 impl BlockState {
     /// Appends the block's bookkeeping to `out`.
@@ -35,10 +35,12 @@ impl BlockState {
         }
         let method = CacheMethod::ALL.iter().position(|&method| method == settings.method).unwrap_or(0);
         put(method as u32);
-        let CacheSettings { ring, sinks, recent, recall_permille, .. } = settings;
+        let CacheSettings { ring, sinks, recent, recall_permille, layer_budgets, .. } = settings;
         // A sequence that never folds goes on as far as the block has room that it comes back to.
         let slots = if settings.folds() { settings.slots } else { 0 };
-        [slots, ring, sinks, recent, recall_permille.into()].into_iter().for_each(&mut put);
+        [slots, ring, sinks, recent, recall_permille.into(), layer_budgets.into(), self.is_spread.into()]
+            .into_iter()
+            .for_each(&mut put);
         for layer in 0..geometry.num_layers {
             let len = self.len(layer);
             [self.seen(layer), len as u32, self.folded[layer].into()].into_iter().for_each(&mut put);
@@ -61,7 +63,7 @@ impl BlockState {
         let side = settings.method.side_arrays(geometry, context.side_car.as_deref());
         let slots: usize = (0..geometry.num_layers).map(|layer| self.len(layer)).sum();
         let of_layers = geometry.num_layers * (3 + side.per_layer);
-        size_of::<u32>() * (14 + of_layers + slots * geometry.num_kv_heads * (1 + side.columns))
+        size_of::<u32>() * (16 + of_layers + slots * geometry.num_kv_heads * (1 + side.columns))
     }
 
     /// Opens the block with what [`Self::export`] wrote at the start of `bytes`; returns the rest. On an
@@ -92,11 +94,18 @@ impl BlockState {
         let [slots, ring, sinks, recent] = [words.next()?, words.next()?, words.next()?, words.next()?];
         let recall_permille =
             u16::try_from(words.next()?).map_err(|_| broken("an impossible recall share".into()))?;
-        let mut settings = CacheSettings { method, slots, ring, sinks, recent, recall_permille };
+        let layer_budgets = words.flag("layer budgets")?;
+        let is_spread = words.flag("layout")?;
+        let mut settings =
+            CacheSettings { method, slots, ring, sinks, recent, recall_permille, layer_budgets };
         if !settings.folds() {
             settings.slots = u32::try_from(self.stride()).unwrap_or(u32::MAX);
         }
         self.open(settings, context)?;
+        if is_spread {
+            self.check_spread()?;
+            self.lay_out_by_budgets();
+        }
         let side = method.side_arrays(geometry, context.side_car.as_deref());
         if (side.columns, side.per_layer) != (columns as usize, per_layer as usize) {
             return Err(broken("side arrays of other weights".into()));
@@ -104,7 +113,9 @@ impl BlockState {
         let first_seen = words.peek()?;
         for layer in 0..geometry.num_layers {
             let (seen, len, folded) = (words.next()?, words.next()?, words.next()?);
-            if seen != first_seen || len > settings.capacity() || len > seen || folded > 1 {
+            let room = settings.capacity().min(u32::try_from(self.stride()).unwrap_or(u32::MAX));
+            let room = if is_spread { self.stride_of(layer) } else { room as usize };
+            if seen != first_seen || len as usize > room || len > seen || folded > 1 {
                 return Err(broken(format!("layer {layer} has {len} of {seen} tokens")));
             }
             self.seen[layer] = seen;
@@ -145,6 +156,13 @@ impl Words<'_> {
         let word = self.peek()?;
         self.0 = &self.0[4..];
         Ok(word)
+    }
+
+    fn flag(&mut self, name: &str) -> Result<bool, Error> {
+        match self.next()? {
+            word @ 0..=1 => Ok(word == 1),
+            word => Err(broken(format!("{word} as {name}"))),
+        }
     }
 
     fn expect(&mut self, name: &str, wanted: u32) -> Result<(), Error> {

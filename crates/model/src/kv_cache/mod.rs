@@ -10,11 +10,15 @@
 //! slots move into the evicted ones. Folds depend on the sequence alone, never on chunking, load
 //! or neighbours.
 //!
+//! **Layer budgets.** By the settings, layers keep different numbers of slots, in the same memory
+//! ([`CacheSettings::layer_budgets`]).
+//!
 //! **Positions.** Keys are stored rotated. A sequence that outgrows the trained context is
 //! *compacted* at fixed positions ([`compaction`]): its slots move closer together so that the
 //! newest position is inside the trained range again.
 
 mod block;
+mod budgets;
 pub mod compaction;
 mod fold;
 mod image;

@@ -19,12 +19,25 @@ pub struct CacheSettings {
     /// Thousandths of the slots that are neither sinks nor recent which [`CacheMethod::Learned`]
     /// fills by its recall score.
     pub recall_permille: u16,
+    /// Share the slots out among the layers by the side-car's [`SideCar::layer_shares`] once the sequence
+    /// has outgrown its block; a step's rows must then not cross [`Self::rows_to_border`].
+    ///
+    /// [`SideCar::layer_shares`]: super::SideCar::layer_shares
+    pub layer_budgets: bool,
 }
 
 impl CacheSettings {
     /// A block that holds `tokens` tokens and never folds.
     pub fn full(tokens: u32) -> Self {
-        Self { method: CacheMethod::Full, slots: tokens, ring: 0, sinks: 0, recent: 0, recall_permille: 0 }
+        Self {
+            method: CacheMethod::Full,
+            slots: tokens,
+            ring: 0,
+            sinks: 0,
+            recent: 0,
+            recall_permille: 0,
+            layer_budgets: false,
+        }
     }
 
     /// `method` with `slots` and `ring`, and the sinks and recent tokens that its authors or our
@@ -41,7 +54,17 @@ impl CacheSettings {
             _ => (4, slots / 4),
         };
         let recall_permille = if method == CacheMethod::Learned { 500 } else { 0 };
-        Self { method, slots, ring, sinks: sinks.min(slots / 4), recent, recall_permille }
+        let sinks = sinks.min(slots / 4);
+        Self { method, slots, ring, sinks, recent, recall_permille, layer_budgets: false }
+    }
+
+    /// Most rows that one step may append to a block that has seen `seen` tokens: a block with layer
+    /// budgets is laid out anew between two steps when all its layers are full for the first time.
+    pub fn rows_to_border(&self, seen: u32) -> u32 {
+        match self.capacity().checked_sub(seen) {
+            Some(rows) if rows > 0 && self.layer_budgets => rows,
+            _ => u32::MAX,
+        }
     }
 
     /// Slots per layer and head: `M + B`.
@@ -55,17 +78,18 @@ impl CacheSettings {
     }
 
     /// Checks the settings against a block whose memory has `stride` slots per layer and head and
-    /// these side arrays, of which `needed` are wanted.
+    /// these side arrays, of which `needed` are wanted. A sequence that would fold later may live in a
+    /// smaller block for as long as it fits.
     ///
     /// # Errors
     /// [`Error::InvalidBatch`] naming the field that is wrong.
     pub fn check(&self, stride: usize, side: SideArrays, needed: SideArrays) -> Result<(), Error> {
         let invalid = |reason: String| Err(Error::InvalidBatch(reason));
-        if u64::from(self.slots) + u64::from(self.ring) > stride as u64 {
-            return invalid(format!(
-                "settings need {} + {} slots, but the block has {stride}",
-                self.slots, self.ring
-            ));
+        if self.ring == 0 && self.slots as usize > stride {
+            return invalid(format!("settings need {} slots, but the block has {stride}", self.slots));
+        }
+        if self.slots.checked_add(self.ring).is_none() {
+            return invalid(format!("settings need {} + {} slots", self.slots, self.ring));
         }
         if !side.holds(needed) {
             return invalid(format!(
@@ -87,6 +111,9 @@ impl CacheSettings {
             )),
             CacheMethod::Window if self.sinks >= self.slots => {
                 invalid(format!("sinks is {}, but must be below slots, {}", self.sinks, self.slots))
+            }
+            _ if self.layer_budgets && !self.method.shares_layers() => {
+                invalid(format!("layer_budgets is on, but method {name} gives all layers the same slots"))
             }
             _ if self.recall_permille > 1000 => {
                 invalid(format!("recall_permille is {}, but a share ends at 1000", self.recall_permille))

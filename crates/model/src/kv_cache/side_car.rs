@@ -3,7 +3,8 @@
 //! Kind `learned` (f16 or f32; `L` layers, `C = 2 * kv_heads * head_dim` features, `ks` taps, `hid`
 //! hidden units): `scale [L, C]`, `dw [L, C, ks]`, `p1 [L, hid, 2C]`, `b1 [L, hid]`,
 //! `p2 [L, kv_heads * 2, hid]`, `b2 [L, kv_heads * 2]`, `a [L, kv_heads, 2]`. Kind `lococo`:
-//! `w [L, M/2, 2 * head_dim, ks]`, `b [L, M/2]`, `g [L]`. Metadata are strings; `kind` is required, the
+//! `w [L, M/2, 2 * head_dim, ks]`, `b [L, M/2]`, `g [L]`. Kind `learned` may have `budget [L]` too: each
+//! layer's share of the slots, for [`CacheSettings::layer_budgets`]. Metadata are strings; `kind` is required, the
 //! geometry and the model's hash are checked if they are there.
 
 use std::{collections::HashMap, path::Path};
@@ -23,6 +24,8 @@ pub struct SideCar {
     pub learned: Option<LearnedWeights>,
     /// Weights of [`CacheMethod::Lococo`].
     pub lococo: Option<LococoWeights>,
+    /// Share of the slots that each layer should get, mean 1, if the file recommends it.
+    pub layer_shares: Option<Vec<f32>>,
     /// The files' metadata.
     pub metadata: HashMap<String, String>,
     /// Recent tokens to keep, in thousandths of the slots, if the file recommends it.
@@ -161,7 +164,10 @@ impl SideCar {
         };
         let reader = Reader { file, tensors, geometry };
         match metadata.get("kind").map(String::as_str) {
-            Some("learned") => side_car.learned = Some(reader.learned(number("beta").unwrap_or(1.0))?),
+            Some("learned") => {
+                side_car.learned = Some(reader.learned(number("beta").unwrap_or(1.0))?);
+                side_car.layer_shares = reader.layer_shares()?;
+            }
             Some("lococo") => side_car.lococo = Some(reader.lococo()?),
             Some(other) => return Err(file.broken(format!("kind {other:?}; known are learned, lococo"))),
             None => return Err(file.broken("no `kind` in its metadata".into())),
@@ -175,6 +181,7 @@ impl SideCar {
     pub fn join(mut self, other: Self) -> Self {
         self.learned = self.learned.or(other.learned);
         self.lococo = self.lococo.or(other.lococo);
+        self.layer_shares = self.layer_shares.or(other.layer_shares);
         self.recent_permille = self.recent_permille.or(other.recent_permille);
         self.recall_permille = self.recall_permille.or(other.recall_permille);
         for (key, value) in other.metadata {
@@ -271,6 +278,20 @@ impl Reader<'_> {
         }
         let size = shape.iter().product::<usize>().max(1);
         Ok(numbers.chunks_exact(size).map(<[f32]>::to_vec).collect())
+    }
+
+    /// `budget`, if it is there: positive shares, made to have the mean 1.
+    fn layer_shares(&self) -> Result<Option<Vec<f32>>, Error> {
+        if self.tensors.tensor("budget").is_err() {
+            return Ok(None);
+        }
+        let mut shares = self.layers("budget", &[])?.concat();
+        let mean = shares.iter().sum::<f32>() / shares.len().max(1) as f32;
+        if shares.iter().any(|&share| share <= 0.0) {
+            return Err(self.file.broken("budget has a layer without a share".into()));
+        }
+        shares.iter_mut().for_each(|share| *share /= mean);
+        Ok(Some(shares))
     }
 
     fn dimension(&self, name: &str, axis: usize) -> Result<usize, Error> {

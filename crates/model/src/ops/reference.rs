@@ -92,7 +92,8 @@ impl ReferenceOps {
     /// # Errors
     /// As [`Self::new`].
     pub fn with_dtype(config: OpsConfig, device: Device, dtype: DType) -> Result<Self, Error> {
-        let blocks = Blocks::new(&config.cache, &device)?;
+        let shares = config.side_car.as_deref().and_then(|side_car| side_car.layer_shares.as_deref());
+        let blocks = Blocks::new(&config.cache, shares, &device)?;
         let scorers = scorer::scorers(config.side_car.as_deref(), &device)?;
         let mut ops = Self::without_cache(config, device, dtype);
         ops.scorers = scorers;
@@ -250,6 +251,9 @@ impl Ops for ReferenceOps {
         let model = &self.config.model;
         batch.check(self.config.max_batch_rows, model.vocab_size)?;
         let positions = self.frame_positions(batch)?;
+        if let Some(blocks) = &mut self.blocks {
+            blocks.spread_if_due(batch, &self.fold_context)?;
+        }
         let (frequencies, factor) = &self.frequencies;
         // In f64, because f32 loses whole turns at long positions.
         let angles: Vec<f64> = positions

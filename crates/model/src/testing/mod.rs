@@ -149,7 +149,13 @@ pub fn side_car(geometry: CacheGeometry, slots: u32, seed: u64) -> SideCar {
     };
     let layers = (0..geometry.num_layers).map(|_| layer(&mut numbers)).collect();
     let lococo = LococoWeights { slots, kernel, layers };
-    SideCar { learned: Some(learned), lococo: Some(lococo), ..SideCar::default() }
+    let layer_shares = (0..geometry.num_layers).map(|layer| [0.4, 1.9, 0.7][layer % 3]).collect();
+    SideCar {
+        learned: Some(learned),
+        lococo: Some(lococo),
+        layer_shares: Some(layer_shares),
+        ..SideCar::default()
+    }
 }
 
 /// A tensor before it is written: shape and numbers.

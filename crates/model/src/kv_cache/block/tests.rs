@@ -39,7 +39,7 @@ impl Simulated {
     fn new(geometry: CacheGeometry, stride: usize, settings: CacheSettings) -> Self {
         let mut state = BlockState::new(geometry, stride, SideArrays { columns: 1, per_layer: 0 });
         // Not `open`: some tests have settings that it refuses.
-        state.begin(settings);
+        state.begin(settings, None);
         Self {
             state,
             memory: vec![vec![vec![u32::MAX; stride]; geometry.num_kv_heads]; geometry.num_layers],
@@ -148,7 +148,8 @@ fn ties_keep_the_older_token() {
 fn settings_that_contradict_the_block_are_refused() {
     let none = SideArrays::default();
     assert!(window(8, 4, 2).check(12, none, none).is_ok());
-    assert!(window(8, 4, 2).check(11, none, none).is_err());
+    assert!(window(8, 4, 2).check(11, none, none).is_ok(), "as long as it fits");
+    assert!(CacheSettings::full(12).check(11, none, none).is_err());
     assert!(window(8, 0, 2).check(64, none, none).is_err());
     assert!(window(8, 4, 8).check(64, none, none).is_err());
     assert!(window(u32::MAX, u32::MAX, 0).check(64, none, none).is_err());
@@ -213,7 +214,7 @@ proptest! {
         let mut original = Simulated::new(geometry, stride, settings);
         chunks.iter().for_each(|&rows| original.run(rows));
         let mut copy = Simulated::new(geometry, settings.capacity() as usize + spare, settings);
-        copy.state.begin(CacheSettings::full(1));
+        copy.state.begin(CacheSettings::full(1), None);
         copy.state.copy_from(&original.state);
         for (to, from) in copy.memory.iter_mut().flatten().zip(original.memory.iter().flatten()) {
             to[..settings.capacity() as usize].copy_from_slice(&from[..settings.capacity() as usize]);

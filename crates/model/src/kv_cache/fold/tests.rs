@@ -180,7 +180,7 @@ mod invariants {
             |(method, slots, ring, sinks, recent, recall_permille)| {
                 let sinks = sinks % (slots / 2 + 1);
                 let recent = recent % (slots - sinks);
-                CacheSettings { method, slots, ring, sinks, recent, recall_permille }
+                CacheSettings { sinks, recent, recall_permille, ..CacheSettings::of(method, slots, ring) }
             },
         )
     }

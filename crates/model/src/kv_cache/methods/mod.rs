@@ -127,6 +127,12 @@ impl CacheMethod {
         matches!(self, Self::Lococo | Self::Learned)
     }
 
+    /// Whether layers may have budgets of their own under the method: those whose ranking is ours, not a
+    /// publication's.
+    pub fn shares_layers(self) -> bool {
+        matches!(self, Self::Observed | Self::Learned)
+    }
+
     /// Whether the method rewrites slots with mixtures of several tokens, so that slots must be
     /// of a floating-point type.
     pub fn mixes(self) -> bool {

@@ -18,7 +18,8 @@ use std::sync::Arc;
 /// One block: what is in its slots, and where they lie.
 struct Block {
     state: BlockState,
-    layout: KvLayout,
+    /// Number type of the slots.
+    number: SlotNumber,
     /// First number of layer 0; the others follow.
     base: usize,
     /// Most slots that each layer has had filled since it was scrubbed `[layers]`.
@@ -26,8 +27,20 @@ struct Block {
 }
 
 impl Block {
+    fn layout(&self, slots: usize) -> KvLayout {
+        let geometry = self.state.geometry();
+        KvLayout::of(self.number, geometry.num_kv_heads, geometry.head_dim, slots)
+    }
+
     fn place(&self, layer: usize) -> KvPlace {
-        KvPlace { layout: self.layout, base: self.base + layer * self.layout.layer_len() }
+        let layout = self.layout(self.state.stride_of(layer));
+        // Numbers of a layer grow with its slots, whole groups of them.
+        let before = match self.state.start_of(layer) {
+            _ if !self.state.is_spread() => layer * layout.layer_len(),
+            0 => 0,
+            slots => self.layout(slots).layer_len(),
+        };
+        KvPlace { layout, base: self.base + before }
     }
 }
 
@@ -40,6 +53,8 @@ pub(super) struct Cache {
     scratch: FoldScratch,
     /// A head's keys on their way through a compaction.
     keys: Vec<f32>,
+    /// A block's keys and values on their way to the layers' own regions.
+    moving: Vec<u8>,
     num_layers: usize,
 }
 
@@ -79,7 +94,7 @@ impl Cache {
             let layout = KvLayout::of(number, geometry.num_kv_heads, geometry.head_dim, capacity);
             for _ in 0..class.blocks {
                 let state = BlockState::new(geometry, capacity, plan.side);
-                blocks.push(Block { state, layout, base, touched: vec![0; geometry.num_layers] });
+                blocks.push(Block { state, number, base, touched: vec![0; geometry.num_layers] });
                 base += geometry.num_layers * layout.layer_len();
             }
         }
@@ -91,6 +106,7 @@ impl Cache {
             context: FoldContext { rotation: Rotation::of(model), side_car, slot_type: plan.slot_type },
             scratch: FoldScratch::default(),
             keys: Vec::new(),
+            moving: Vec::new(),
             num_layers: geometry.num_layers,
         })
     }
@@ -125,7 +141,7 @@ impl Cache {
     /// Positions `[kv_heads, stride]` of a layer's slots and their stride.
     pub(super) fn positions(&self, block: usize, layer: usize) -> (&[u32], usize) {
         let state = &self.blocks[block].state;
-        (state.positions(layer), state.stride())
+        (state.positions(layer), state.stride_of(layer))
     }
 
     fn index(&self, block: BlockId) -> Result<usize, Error> {
@@ -150,11 +166,12 @@ impl Cache {
 
     fn scrub(&mut self, idx: usize) {
         let block = &mut self.blocks[idx];
-        block.state.close();
+        // Before the layers' regions become those of an empty block.
         for layer in 0..self.num_layers {
             let slots = std::mem::take(&mut block.touched[layer]);
             kv::clear_slots(self.number, &mut self.memory, block.place(layer), slots);
         }
+        block.state.close();
     }
 
     pub(super) fn copy(&mut self, from: BlockId, to: BlockId) -> Result<(), Error> {
@@ -184,7 +201,7 @@ impl Cache {
     pub(super) fn export(&self, block: BlockId) -> Result<Vec<u8>, Error> {
         let block = &self.blocks[self.index(block)?];
         let layers = (0..self.num_layers)
-            .map(|layer| block.layout.exported_bytes(self.number, block.state.len(layer)));
+            .map(|layer| block.place(layer).layout.exported_bytes(self.number, block.state.len(layer)));
         // Exactly, or growing would copy megabytes several times and keep half as much again.
         let mut image = Vec::with_capacity(block.state.image_bytes(&self.context) + layers.sum::<usize>());
         block.state.export(&self.context, &mut image)?;
@@ -261,6 +278,36 @@ impl Cache {
         Ok(Appended { place, slots_before, rows: segment.rows })
     }
 
+    /// Spreads a block whose layers have budgets if it is full for the first time; see
+    /// [`BlockState::is_to_be_spread`].
+    pub(super) fn spread_if_due(&mut self, block: BlockId) -> Result<(), Error> {
+        let idx = self.index(block)?;
+        if !self.blocks[idx].state.is_to_be_spread() {
+            return Ok(());
+        }
+        (0..self.num_layers).try_for_each(|layer| self.fold(idx, layer))?;
+        let Self { memory, number, blocks, moving, .. } = self;
+        let block = &mut blocks[idx];
+        moving.clear();
+        for layer in 0..self.num_layers {
+            let (place, slots) = (block.place(layer), block.state.len(layer));
+            kv::export_layer(*number, memory, place, slots, moving);
+            // Nothing of the old layout stays behind.
+            kv::clear_slots(*number, memory, place, std::mem::take(&mut block.touched[layer]));
+        }
+        block.state.spread();
+        let mut rest = moving.as_slice();
+        for layer in 0..self.num_layers {
+            let (place, slots) = (block.place(layer), block.state.len(layer));
+            let (bytes, after) = rest.split_at(place.layout.exported_bytes(*number, slots));
+            let is_written = kv::import_layer(*number, memory, place, slots, bytes);
+            debug_assert!(is_written, "a layer's region holds its slots");
+            block.touched[layer] = slots;
+            rest = after;
+        }
+        Ok(())
+    }
+
     fn fold(&mut self, idx: usize, layer: usize) -> Result<(), Error> {
         let Self { memory, number, blocks, context, scratch, .. } = self;
         let block = &mut blocks[idx];
@@ -326,7 +373,7 @@ impl Cache {
     /// The layer's numbers that attention adds to, one array per block that asks.
     pub(super) fn received_mut(&mut self, block: usize, layer: usize) -> Option<(&mut [f32], usize)> {
         let state = &mut self.blocks[block].state;
-        let stride = state.stride();
+        let stride = state.stride_of(layer);
         state.received_mut(layer).map(|received| (received, stride))
     }
 }

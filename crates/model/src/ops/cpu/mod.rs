@@ -340,6 +340,9 @@ impl Ops for CpuOps {
 
     fn upload(&mut self, batch: &Batch) -> Result<CpuStep, Error> {
         self.check(batch)?;
+        for sequence in &batch.sequences {
+            self.cache.spread_if_due(sequence.block)?;
+        }
         for register in &mut self.registers {
             register.restore(self.config.max_batch_rows);
         }

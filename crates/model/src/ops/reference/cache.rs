@@ -41,7 +41,8 @@ struct Group {
 }
 
 impl Blocks {
-    pub(super) fn new(plan: &CachePlan, device: &Device) -> Result<Self, Error> {
+    /// Allocates the blocks of `plan`; `shares` are those of the layers, if a side-car names some.
+    pub(super) fn new(plan: &CachePlan, shares: Option<&[f32]>, device: &Device) -> Result<Self, Error> {
         let mut blocks = Self {
             states: Vec::new(),
             places: Vec::new(),
@@ -50,7 +51,7 @@ impl Blocks {
         };
         for (class, sizes) in plan.classes.iter().enumerate() {
             let capacity = sizes.capacity as usize;
-            blocks.classes.push(Slots::new(plan, sizes.blocks as usize, capacity, device)?);
+            blocks.classes.push(Slots::new(plan, sizes.blocks as usize, capacity, shares, device)?);
             for index in 0..sizes.blocks as usize {
                 blocks.states.push(BlockState::new(plan.geometry, capacity, plan.side));
                 blocks.places.push((class, index));
@@ -157,6 +158,32 @@ impl Blocks {
         Ok(())
     }
 
+    /// Spreads blocks that are due; see [`BlockState::is_to_be_spread`]. The tensors have room for every
+    /// layer's budget, so keys and values stay.
+    pub(super) fn spread_if_due(&mut self, batch: &Batch, context: &FoldContext) -> Result<(), Error> {
+        for sequence in &batch.sequences {
+            let idx = self.index(sequence.block)?;
+            if self.states[idx].is_to_be_spread() {
+                for layer in 0..self.states[idx].geometry().num_layers {
+                    self.fold(idx, layer, context)?;
+                }
+                self.states[idx].spread();
+            }
+        }
+        Ok(())
+    }
+
+    fn fold(&mut self, idx: usize, layer: usize, context: &FoldContext) -> Result<(), Error> {
+        let (class, index) = self.places[idx];
+        let (memory, state) = (&self.classes[class], &mut self.states[idx]);
+        let len = state.len(layer);
+        let reader = Reader { memory, index, layer, len };
+        match state.fold(layer, &reader, context, &mut self.scratch)? {
+            Fold::Moves(moves) => memory.apply_moves(index, layer, len, moves),
+            Fold::Rewrite { slots, keys, values } => memory.write(index, layer, slots, keys, values),
+        }
+    }
+
     /// Folds and compacts `layer` of `block` as far as its next rows ask for; returns how many rows
     /// come next.
     fn make_room(
@@ -167,17 +194,12 @@ impl Blocks {
         context: &FoldContext,
     ) -> Result<usize, Error> {
         let idx = block.0 as usize;
+        let segment = self.states[idx].next_segment(layer, rows);
+        if segment.fold {
+            self.fold(idx, layer, context)?;
+        }
         let (class, index) = self.places[idx];
         let (memory, state) = (&self.classes[class], &mut self.states[idx]);
-        let segment = state.next_segment(layer, rows);
-        if segment.fold {
-            let len = state.len(layer);
-            let reader = Reader { memory, index, layer, len };
-            match state.fold(layer, &reader, context, &mut self.scratch)? {
-                Fold::Moves(moves) => memory.apply_moves(index, layer, len, moves)?,
-                Fold::Rewrite { slots, keys, values } => memory.write(index, layer, slots, keys, values)?,
-            }
-        }
         if segment.compact {
             let len = state.len(layer);
             let turns = state.compact(layer, &mut self.scratch);
@@ -362,7 +384,7 @@ impl ReferenceOps {
         for sequence in &step.sequences[group.sequence..group.sequence + group.count] {
             let state = self.blocks()?.state(sequence.block)?;
             for head in 0..kv_heads {
-                let slots = &state.positions(layer)[head * state.stride()..][..len];
+                let slots = &state.positions(layer)[head * state.stride_of(layer)..][..len];
                 self.mask_numbers(layer, &slots[group.slot..], slots, &mut numbers);
             }
         }
@@ -419,7 +441,7 @@ impl ReferenceOps {
             if wanted(Received::Last) { download(&weights.narrow(3, rows - 1, 1)?)? } else { Vec::new() };
         for (i, (sequence, mode)) in sequences.iter().zip(modes).enumerate() {
             let state = blocks.state_mut(sequence.block)?;
-            let stride = state.stride();
+            let stride = state.stride_of(layer);
             let (Some(mode), Some(received)) = (mode, state.received_mut(layer)) else { continue };
             for head in 0..kv_heads {
                 let new = (i * kv_heads + head) * len..(i * kv_heads + head + 1) * len;

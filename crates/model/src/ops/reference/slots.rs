@@ -14,7 +14,8 @@ const INT4_GROUP: usize = 32;
 /// Keys and values of all blocks of one class.
 pub(super) struct Slots {
     slot_type: SlotType,
-    /// `[blocks, kv_heads, capacity, head_dim]` per layer. Integer types hold the numbers that their
+    /// `[blocks, kv_heads, capacity, head_dim]` per layer, whose capacity is the block's or what its budget
+    /// may be, whichever is more: the one backend whose memory is not that of the plan then. Integer types hold the numbers that their
     /// integers stand for, in f32.
     layers: Vec<(Tensor, Tensor)>,
 }
@@ -24,12 +25,21 @@ impl Slots {
         plan: &CachePlan,
         blocks: usize,
         capacity: usize,
+        shares: Option<&[f32]>,
         device: &Device,
     ) -> Result<Self, Error> {
         let geometry = plan.geometry;
-        let shape = (blocks, geometry.num_kv_heads, capacity, geometry.head_dim);
-        let memory = || Tensor::zeros(shape, stored_dtype(plan.slot_type), device);
-        let layers = (0..geometry.num_layers).map(|_| Ok((memory()?, memory()?)));
+        let memory = |capacity| {
+            let shape = (blocks, geometry.num_kv_heads, capacity, geometry.head_dim);
+            Tensor::zeros(shape, stored_dtype(plan.slot_type), device)
+        };
+        let layers = (0..geometry.num_layers).map(|layer| {
+            let share = shares.and_then(|shares| shares.get(layer)).copied().unwrap_or(1.0);
+            // The planner rounds to groups of slots, in either direction.
+            let budget = (share * capacity as f32) as usize + if share > 1.0 { 32 } else { 0 };
+            let capacity = capacity.max(budget);
+            Ok((memory(capacity)?, memory(capacity)?))
+        });
         Ok(Self { slot_type: plan.slot_type, layers: layers.collect::<Result<_, Error>>()? })
     }
 
