@@ -6,9 +6,11 @@
 
 use std::sync::Arc;
 
+mod counter;
 mod scanner;
 mod splitter;
 
+pub use counter::ThoughtCounter;
 pub(crate) use scanner::Scanner;
 pub use scanner::{ThoughtMarkers, ThoughtStart};
 pub use splitter::{ReasoningSplitter, TextPart, TextPiece};

@@ -156,14 +156,6 @@ impl Scanner {
         }
     }
 
-    /// How much of `close` the end of the thought matches, in bytes.
-    pub fn matched_close(&self) -> usize {
-        match &self.state {
-            State::Thought(ends) => ends.first().map_or(0, Pattern::matched),
-            _ => 0,
-        }
-    }
-
     pub fn markers(&self) -> &ThoughtMarkers {
         &self.markers
     }
