@@ -44,6 +44,8 @@ pub struct EvalOptions {
     /// Share of `learned`'s free slots that its recall score fills, in thousandths; `None`: the
     /// side-car's, else the method's own.
     pub recall_permille: Option<u16>,
+    /// Whether layers get the shares of the slots that the side-car names, where the method allows it.
+    pub layer_budgets: bool,
     /// Who computes. Slot type int4 is an experiment that only the reference backend has: it runs
     /// there if this is the CPU backend.
     pub backend: Backend,
@@ -147,6 +149,8 @@ impl EvalOptions {
         let mut settings = CacheSettings::of(method, slots, self.ring);
         if method != CacheMethod::Full {
             settings.sinks = self.sinks.unwrap_or(settings.sinks);
+            let has_shares = side_car.is_some_and(|side_car| side_car.layer_shares.is_some());
+            settings.layer_budgets = self.layer_budgets && has_shares && method.shares_layers();
             let side_car = side_car.filter(|_| method == CacheMethod::Learned);
             let recent = self.recent_permille.or(side_car.and_then(|weights| weights.recent_permille));
             if let Some(share) = recent.filter(|_| settings.recent > 0) {

@@ -94,6 +94,8 @@ pub struct Entry {
     pub recent: u32,
     /// Share of the recall score, in thousandths.
     pub recall_permille: u16,
+    /// Whether layers have shares of their own.
+    pub layer_budgets: bool,
     /// Name of the slot type.
     pub slot_type: &'static str,
     /// Name of the backend.
@@ -173,6 +175,7 @@ impl Entry {
             sinks: settings.sinks,
             recent: settings.recent,
             recall_permille: settings.recall_permille,
+            layer_budgets: settings.layer_budgets,
             slot_type: configuration.slot_type.name(),
             backend: format!("{:?}", configuration.backend).to_lowercase(),
             bytes_per_sequence,

@@ -27,7 +27,7 @@ pub struct Pace {
     pub settings: CacheSettings,
     /// Sequences that advance together; the model must have blocks 0 up to this number.
     pub lockstep: u32,
-    /// Rows per sequence and step; `lockstep * chunk` is at most the model's batch.
+    /// Most rows per sequence and step; `lockstep * chunk` is at most the model's batch.
     pub chunk: usize,
 }
 
@@ -71,7 +71,8 @@ pub fn run(
         }
         step.clear();
         for one in &mut active {
-            step.push(one, pace.chunk);
+            let to_border = pace.settings.rows_to_border(one.done as u32) as usize;
+            step.push(one, pace.chunk.min(to_border));
         }
         model.score_tokens(&step.batch, &step.targets, &mut step.scores)?;
         progress(step.batch.num_rows());

@@ -94,6 +94,7 @@ pub(crate) fn options() -> crate::EvalOptions {
         sinks: None,
         recent_permille: None,
         recall_permille: None,
+        layer_budgets: true,
         backend: Backend::Cpu,
         threads: 1,
         lockstep: 2,

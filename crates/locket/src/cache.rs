@@ -109,7 +109,8 @@ impl CacheChoice {
 
     /// The choice in words, a line each. Bytes are of `plan`'s blocks.
     pub fn describe(&self, plan: &CachePlan) -> Vec<String> {
-        let CacheSettings { method, slots, ring, sinks, recent, recall_permille } = self.settings;
+        let CacheSettings { method, slots, ring, sinks, recent, recall_permille, layer_budgets } =
+            self.settings;
         let trained = self.trained;
         let beyond = match self.context > trained {
             true => format!(", beyond the {trained} that the model was trained for"),
@@ -127,8 +128,9 @@ impl CacheChoice {
                 CacheMethod::Learned => format!(", {recall_permille}/1000 of the others for recall"),
                 _ => String::new(),
             };
+            let mean = if layer_budgets { " in the mean of the layers" } else { "" };
             lines.push(format!(
-                "method     {}: {slots} slots and a ring of {ring}, {sinks} sinks, {recent} recent{recall}",
+                "method     {}: {slots} slots{mean} and a ring of {ring}, {sinks} sinks, {recent} recent{recall}",
                 method.name()
             ));
             lines.push(format!(
@@ -175,6 +177,8 @@ impl Chooser<'_> {
             learned_recall_permille: cache
                 .recall_permille
                 .or(self.side_car.and_then(|side_car| side_car.recall_permille)),
+            layer_budgets: cache.layer_budgets
+                && self.side_car.is_some_and(|side_car| side_car.layer_shares.is_some()),
             require_exact: cache.require_exact,
             // Set once their memory is planned.
             snapshots: false,

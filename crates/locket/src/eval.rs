@@ -101,6 +101,10 @@ pub struct EvalArgs {
     #[arg(long)]
     recall_permille: Option<u16>,
 
+    /// Give all layers as many slots, whatever shares the side-car names.
+    #[arg(long)]
+    uniform_layers: bool,
+
     /// Who computes: cpu, reference or, if built in, cuda.
     #[arg(long)]
     backend: Option<String>,
@@ -211,6 +215,7 @@ fn options(args: &EvalArgs, config: &Config) -> EvalOptions {
         sinks: args.sinks,
         recent_permille: args.recent_permille,
         recall_permille: args.recall_permille,
+        layer_budgets: !args.uniform_layers,
         backend: config.backend,
         threads: config.threads,
         lockstep: args.batch,

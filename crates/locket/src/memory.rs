@@ -186,7 +186,14 @@ impl MemoryPlan {
                 (free.bytes / 2, format!("half of {free_text} free, bounded by the {}", free.bounded_by))
             }
         };
-        let needed = fixed.model.saturating_add(fixed.side_car);
+        // Where a block's layers get regions of their own, it is laid out anew through a copy.
+        let largest = choice.capacities.last().copied().unwrap_or(0);
+        let spread_bytes = match choice.bounds.layer_budgets {
+            true => CachePlan::block_bytes(geometry, config.cache.slot_type, choice.side, largest),
+            false => 0,
+        };
+        let side_car_bytes = fixed.side_car.saturating_add(spread_bytes);
+        let needed = fixed.model.saturating_add(side_car_bytes);
         let Some(left) = budget.checked_sub(needed) else {
             let (needed, budget) = (about_bytes(needed), about_bytes(budget));
             return Err(PlanError::Weights { needed, budget, origin: budget_origin });
@@ -219,15 +226,7 @@ impl MemoryPlan {
         request.budget_bytes = left - snapshots.total_bytes();
         let cache = fit(&request)?;
         choice.bounds.snapshots = snapshots.is_on();
-        Ok(Self {
-            budget,
-            budget_origin,
-            model_bytes: fixed.model,
-            side_car_bytes: fixed.side_car,
-            cache,
-            choice,
-            snapshots,
-        })
+        Ok(Self { budget, budget_origin, model_bytes: fixed.model, side_car_bytes, cache, choice, snapshots })
     }
 
     /// Bytes of everything that is planned.

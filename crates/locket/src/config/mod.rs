@@ -136,6 +136,8 @@ pub struct CacheOptions {
     pub recent_permille: Option<u16>,
     /// Thousandths of the other slots for the recall score, method learned.
     pub recall_permille: Option<u16>,
+    /// Give layers the shares of the slots that the side-car names.
+    pub layer_budgets: bool,
     /// Files of trained weights, `none` or `built-in`; empty: look for them.
     pub side_car: Vec<String>,
     /// Refuse instead of folding.
@@ -221,6 +223,7 @@ impl Config {
                 sinks: read.integer_if_set("cache.sinks").map(|sinks| sinks as u32),
                 recent_permille: read.number_if_set("cache.recent").map(permille),
                 recall_permille: read.number_if_set("cache.recall").map(permille),
+                layer_budgets: read.switch("cache.layer-budgets"),
                 side_car: read.texts_if_set("cache.side-car").unwrap_or_default(),
                 require_exact: read.switch("cache.require-exact"),
                 slot_type: slot_type(&read.text("cache.dtype")),

@@ -258,6 +258,14 @@ pub static SETTINGS: &[Setting] = &[
          those of the default model, for other files of the same model.",
     ),
     setting(
+        "cache.layer-budgets",
+        Group::Cache,
+        Kind::Switch,
+        Preset::Value("true"),
+        "Give each layer the share of the slots that the side-car names, with methods learned and observed, once a \
+         sequence has outgrown its block. It takes no memory but one block's copy.",
+    ),
+    setting(
         "cache.require-exact",
         Group::Cache,
         Kind::Switch,

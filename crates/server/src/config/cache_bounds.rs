@@ -30,6 +30,8 @@ pub struct CacheBounds {
     /// Share of the slots that `learned` fills by its recall score, in thousandths; `None`: as the
     /// method suggests. A side-car file may recommend it.
     pub learned_recall_permille: Option<u16>,
+    /// Whether layers get the shares of the slots that the side-car names, with methods that allow it.
+    pub layer_budgets: bool,
     /// The slots that the weights of `lococo` were trained for: it has no others.
     pub lococo_slots: Option<u32>,
     /// Whether requests are refused, or their answers end, instead of folding, unless they say otherwise.
@@ -52,6 +54,7 @@ impl Default for CacheBounds {
             sinks: None,
             learned_recent_permille: None,
             learned_recall_permille: None,
+            layer_budgets: false,
             lococo_slots: None,
             require_exact: false,
             snapshots: false,
@@ -97,6 +100,7 @@ impl CacheBounds {
             // As published, LoCoCo protects nothing.
             return settings;
         }
+        settings.layer_budgets = self.layer_budgets && method.shares_layers();
         settings.sinks = self.sinks.map_or(settings.sinks, |sinks| sinks.min(slots / 4));
         if method == CacheMethod::Learned {
             let recent = self.learned_recent_permille.map(|permille| share(slots, permille));
@@ -207,6 +211,10 @@ mod tests {
         let settings = bounds.settings(CacheMethod::Learned, 256);
         assert_eq!((settings.recent, settings.recall_permille), (32, 300));
         assert_eq!(bounds.settings(CacheMethod::Observed, 256).recent, 64);
+        let bounds = CacheBounds { layer_budgets: true, ..bounds };
+        let has_budgets = |method| bounds.settings(method, 256).layer_budgets;
+        assert!(has_budgets(CacheMethod::Learned) && has_budgets(CacheMethod::Observed));
+        assert!(!has_budgets(CacheMethod::Tova) && !has_budgets(CacheMethod::Full));
     }
 
     #[test]
