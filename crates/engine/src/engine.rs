@@ -15,22 +15,23 @@ use std::{
 };
 
 use crate::{
-    EngineFailure, EngineStatus, FinishReason, SequenceEvent,
+    EngineFailure, EngineStatus, SequenceEvent,
     budget::RowBudget,
     handle::{Command, Shared},
-    metrics::{self, StepFacts},
+    metrics,
     runner::Runner,
-    sampler::{NonFiniteLogits, SamplerScratch},
+    sampler::SamplerScratch,
     scheduler::{Scheduler, StepPlan},
     sequence::{End, Sequence, SequenceId},
     snapshots::Snapshots,
+    steering::Workers,
 };
 
 mod admission;
 mod resume;
+mod sampling;
 
-/// Below this many rows a second sampling thread costs more than it brings.
-const ROWS_PER_SAMPLER_THREAD: usize = 4;
+use sampling::{Row, Target};
 
 /// Two failed steps within this time turn readiness off for as long.
 const UNSTEADY: Duration = Duration::from_secs(60);
@@ -73,10 +74,12 @@ pub(crate) struct Engine {
     pub(crate) runner: Runner,
     /// States kept for later prompts, unless turned off.
     pub(crate) snapshots: Option<Snapshots>,
+    /// Who computes what may come next.
+    pub(crate) workers: Workers,
     pub(crate) budget: RowBudget,
     pub(crate) plan: StepPlan,
-    /// Sequences that get a token in this step, and the row of logits it comes from.
-    pub(crate) targets: Vec<(usize, usize)>,
+    /// Sequences that get a token in this step.
+    pub(crate) targets: Vec<Target>,
     /// One per sampling thread.
     pub(crate) scratch: Vec<SamplerScratch>,
     pub(crate) num_steps: u64,
@@ -91,28 +94,66 @@ pub(crate) struct Engine {
 impl Engine {
     /// One turn: at most one step.
     pub(crate) fn turn(&mut self) -> Turn {
+        self.num_steps += 1;
+        self.plan.clear();
+        self.targets.clear();
         self.receive();
+        let has_caught_up = match self.catch_up() {
+            Ok(has_caught_up) => has_caught_up,
+            Err(stopped) => return stopped,
+        };
         match self.schedule() {
             Ok(true) => {}
+            Ok(false) if has_caught_up => return Turn::Worked,
             Ok(false) => return self.rest(),
             Err(reason) => return self.die(reason),
         }
-        let began = self.now();
-        let step = catch_unwind(AssertUnwindSafe(|| {
-            self.run()?;
-            self.sample();
-            self.report(began);
-            self.take_snapshots();
-            Ok(())
-        }));
-        let step = step.unwrap_or_else(|panic| Err(StepFailure::Internal(panic_message(panic.as_ref()))));
-        match step {
-            Ok(()) => {}
-            Err(StepFailure::Internal(reason)) => self.fail_step(&reason),
-            Err(StepFailure::Device(reason)) => return self.die(reason),
+        self.guarded(Self::step).map_or_else(|stopped| stopped, |()| Turn::Worked)
+    }
+
+    /// Samples rows that had to wait for their guides, if any of these are there now.
+    fn catch_up(&mut self) -> Result<bool, Turn> {
+        self.collect_guides();
+        self.find_kept_rows();
+        if self.targets.is_empty() {
+            return Ok(false);
         }
+        self.guarded(|engine| {
+            engine.sample();
+            engine.report();
+            Ok(())
+        })?;
+        self.targets.clear();
+        Ok(true)
+    }
+
+    /// One step of the model and all that follows from it.
+    fn step(&mut self) -> Result<(), StepFailure> {
+        let began = self.now();
+        self.run()?;
+        self.collect_guides();
+        self.sample();
+        self.report();
+        self.count_step(began);
+        self.take_snapshots();
+        Ok(())
+    }
+
+    /// Does a part of a turn; what it fails at costs the sequences that it was about. Those that have
+    /// ended leave. An error is how the turn ends then.
+    fn guarded(&mut self, part: impl FnOnce(&mut Self) -> Result<(), StepFailure>) -> Result<(), Turn> {
+        let done = catch_unwind(AssertUnwindSafe(|| part(self)));
+        let done = done.unwrap_or_else(|panic| Err(StepFailure::Internal(panic_message(panic.as_ref()))));
+        let done = match done {
+            Ok(()) => Ok(()),
+            Err(StepFailure::Internal(reason)) => {
+                self.fail_step(&reason);
+                Err(Turn::Worked)
+            }
+            Err(StepFailure::Device(reason)) => return Err(self.die(reason)),
+        };
         self.retire();
-        Turn::Worked
+        done
     }
 
     /// Takes in what happened since the last step.
@@ -159,7 +200,6 @@ impl Engine {
 
     /// Runs the planned rows; continuations of a request whose prompt is complete get its state.
     fn run(&mut self) -> Result<(), StepFailure> {
-        self.num_steps += 1;
         let now = self.now();
         for part in &self.plan.parts {
             let sequence = &mut self.scheduler.running[part.index];
@@ -178,7 +218,7 @@ impl Engine {
             let was_prefill = sequence.is_prefill();
             sequence.num_cached += part.rows;
             if part.sample {
-                self.targets.push((part.index, row));
+                self.targets.push(Target { index: part.index, row: Row::OfStep(row) });
                 if was_prefill {
                     self.shared.metrics.prefilled(sequence.request.prompt_ids.len());
                     self.copy_to_followers(part.index, row)?;
@@ -187,58 +227,6 @@ impl Engine {
             }
         }
         Ok(())
-    }
-
-    /// Samples a token for each target. A row's result depends on its sequence alone, so rows may
-    /// be shared out among threads.
-    fn sample(&mut self) {
-        self.targets.sort_unstable();
-        let mut targets = self.targets.iter().peekable();
-        let mut jobs: Vec<(&mut Sequence, &[f32])> = Vec::with_capacity(self.targets.len());
-        for (index, sequence) in self.scheduler.running.iter_mut().enumerate() {
-            if let Some(&(_, row)) = targets.next_if(|target| target.0 == index) {
-                jobs.push((sequence, self.runner.logits_row(row)));
-            }
-        }
-        let threads = self.scratch.len().min(jobs.len() / ROWS_PER_SAMPLER_THREAD).max(1);
-        let per_thread = jobs.len().div_ceil(threads).max(1);
-        let mut shares = jobs.chunks_mut(per_thread).zip(&mut self.scratch);
-        let own = shares.next();
-        std::thread::scope(|scope| {
-            for (share, scratch) in shares {
-                scope.spawn(|| sample_rows(share, scratch));
-            }
-            if let Some((share, scratch)) = own {
-                sample_rows(share, scratch);
-            }
-        });
-    }
-
-    /// Sends the tokens, ends what has ended and counts.
-    fn report(&mut self, began: Duration) {
-        let now = self.now();
-        for &(index, _) in &self.targets {
-            let sequence = &mut self.scheduler.running[index];
-            sequence.folded_tokens = self.runner.folded_tokens(sequence.block);
-            sequence.events.set_folded_tokens(sequence.folded_tokens);
-            match sequence.sampled.take() {
-                Some(Ok(token)) => report_token(sequence, token, now, &self.shared.metrics),
-                Some(Err(NonFiniteLogits)) => {
-                    self.shared.metrics.non_finite_logits();
-                    tracing::error!(request_id = sequence.request.request_id, "logits are not finite");
-                    sequence.end = Some(End::Failed(EngineFailure::NonFiniteLogits));
-                }
-                None => {}
-            }
-        }
-        let took = now.saturating_sub(began);
-        self.budget.observe(self.plan.num_rows(), took);
-        self.shared.metrics.step(StepFacts {
-            prefill_rows: self.plan.prefill_rows,
-            decode_rows: self.plan.decode_rows,
-            sampled: self.targets.len(),
-            took,
-        });
     }
 
     /// Gives the state of a prompt that was just completed to the continuations that waited for
@@ -262,7 +250,7 @@ impl Engine {
             sequence.num_cached = num_cached;
             sequence.cached_tokens = cached_tokens;
             sequence.folded_before = folded_tokens;
-            self.targets.push((index, row));
+            self.targets.push(Target { index, row: Row::OfStep(row) });
         }
         Ok(())
     }
@@ -282,6 +270,10 @@ impl Engine {
             let sequence = &mut self.scheduler.running[part.index];
             sequence.end = sequence.end.or(failed);
             leaders.push(sequence.id);
+        }
+        for target in &self.targets {
+            let sequence = &mut self.scheduler.running[target.index];
+            sequence.end = sequence.end.or(failed);
         }
         for sequence in &mut self.scheduler.running {
             // `started` without a token: copies of this step's prompts that were not sampled yet.
@@ -306,6 +298,9 @@ impl Engine {
             self.pass_prefill_on(index);
             self.take_last_snapshot(index);
             let sequence = self.scheduler.running.remove(index);
+            if sequence.steered.as_ref().is_some_and(|steered| !steered.is_known()) {
+                self.workers.forget(sequence.id);
+            }
             self.runner.close(sequence.block);
             self.scheduler.pool.give_back(sequence.block);
             leaving.push(sequence);
@@ -413,41 +408,6 @@ impl Engine {
 
     pub(crate) fn now(&self) -> Duration {
         self.shared.clock.now()
-    }
-}
-
-/// Samples a token for each of `jobs` into [`Sequence::sampled`].
-fn sample_rows(jobs: &mut [(&mut Sequence, &[f32])], scratch: &mut SamplerScratch) {
-    for (sequence, row) in jobs {
-        let Sequence { sampler, request, output_ids, sampled, .. } = &mut **sequence;
-        *sampled = Some(sampler.sample(row, request, output_ids, scratch));
-    }
-}
-
-/// Sends a token, or notes that it ends the sequence.
-fn report_token(
-    sequence: &mut Sequence,
-    token: crate::SampledToken,
-    now: Duration,
-    metrics: &metrics::EngineMetrics,
-) {
-    metrics.sampled(sequence, now);
-    let times = &mut sequence.times;
-    times.last_token = Some(now);
-    if times.first_token.is_none() {
-        times.first_token = Some(now);
-        let queue_time = times.started.unwrap_or(now).saturating_sub(times.arrived);
-        let cached_tokens = sequence.cached_tokens;
-        sequence.events.send(SequenceEvent::Started { queue_time, cached_tokens });
-    }
-    if sequence.request.sampling.stop_token_ids.contains(&token.id) {
-        sequence.end = Some(End::Finished(FinishReason::Stop { token_id: token.id }));
-        return;
-    }
-    sequence.output_ids.push(token.id);
-    sequence.events.send(SequenceEvent::Token(token));
-    if sequence.output_ids.len() >= sequence.max_new as usize {
-        sequence.end = Some(End::Finished(FinishReason::Length));
     }
 }
 

@@ -169,7 +169,7 @@ impl Door {
     }
 
     /// A way to ring that does not keep the engine alive.
-    pub(crate) fn bell(self: &Arc<Self>) -> impl Fn() + Send + 'static {
+    pub(crate) fn bell(self: &Arc<Self>) -> impl Fn() + Send + Sync + 'static {
         let door = Arc::downgrade(self);
         move || {
             if let Some(door) = door.upgrade() {

@@ -4,12 +4,12 @@
 //! autoscalers made for it work here. Counts are by sequence: `n: 3` counts three, its prompt
 //! once.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use locket_model::MemoryUse;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, core::Collector,
+    IntGaugeVec, Registry,
 };
 
 use crate::{
@@ -18,9 +18,13 @@ use crate::{
     sequence::{End, Sequence},
 };
 
+mod maker;
 mod snapshots;
+mod steering;
 
+use maker::{Made, Maker, one_two_five};
 pub(crate) use snapshots::SnapshotMetrics;
+pub(crate) use steering::SteeringMetrics;
 
 const TIME_TO_FIRST_TOKEN: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -37,12 +41,6 @@ const STEP_TOKENS: [f64; 13] =
     [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 const STEP_TIME: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 5.0];
-
-/// 1, 2, 5, 10, 20, … up to `max`.
-fn one_two_five(max: usize) -> Vec<f64> {
-    let bounds = (0..10).flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(power)));
-    bounds.take_while(|&bound| bound <= max.max(1) as f64).collect()
-}
 
 /// What kind of rows a step had.
 #[derive(Debug, Clone, Copy)]
@@ -89,45 +87,7 @@ pub(crate) struct EngineMetrics {
     folded_tokens: IntCounter,
     exact: IntCounterVec,
     snapshots: SnapshotMetrics,
-}
-
-/// Makes and registers series with the same constant labels.
-struct Maker<'r> {
-    registry: &'r Registry,
-    labels: HashMap<String, String>,
-}
-
-type Made<T> = Result<T, prometheus::Error>;
-
-impl Maker<'_> {
-    fn options(&self, name: &str, help: &str) -> Opts {
-        Opts::new(name, help).const_labels(self.labels.clone())
-    }
-
-    fn register<T: Collector + Clone + 'static>(&self, made: Made<T>) -> Made<T> {
-        let made = made?;
-        self.registry.register(Box::new(made.clone()))?;
-        Ok(made)
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> Made<Gauge> {
-        self.register(Gauge::with_opts(self.options(name, help)))
-    }
-
-    fn counter(&self, name: &str, help: &str) -> Made<IntCounter> {
-        self.register(IntCounter::with_opts(self.options(name, help)))
-    }
-
-    fn counters(&self, name: &str, help: &str, label: &str, values: &[&str]) -> Made<IntCounterVec> {
-        let counters = self.register(IntCounterVec::new(self.options(name, help), &[label]))?;
-        values.iter().for_each(|value| drop(counters.with_label_values(&[value])));
-        Ok(counters)
-    }
-
-    fn histogram(&self, name: &str, help: &str, bounds: &[f64]) -> Made<Histogram> {
-        let options = HistogramOpts { common_opts: self.options(name, help), buckets: bounds.to_vec() };
-        self.register(Histogram::with_opts(options))
-    }
+    steering: SteeringMetrics,
 }
 
 impl EngineMetrics {
@@ -140,7 +100,7 @@ impl EngineMetrics {
     ) -> Made<Self> {
         let labels = [("model_name", model_name), ("engine", "0")];
         let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let make = Maker { registry, labels };
+        let make = Maker::new(registry, labels);
         let tokens = one_two_five(max_position);
         register_constants(&make, memory)?;
         let step_options = HistogramOpts {
@@ -254,12 +214,18 @@ impl EngineMetrics {
                 &["true", "false"],
             )?,
             snapshots: SnapshotMetrics::register(&make)?,
+            steering: SteeringMetrics::register(&make)?,
         })
     }
 
     /// Those of the snapshots.
     pub(crate) fn snapshots(&self) -> &SnapshotMetrics {
         &self.snapshots
+    }
+
+    /// Those of the steering.
+    pub(crate) fn steering(&self) -> &SteeringMetrics {
+        &self.steering
     }
 
     /// A request was refused.
@@ -340,7 +306,7 @@ impl EngineMetrics {
     /// A sequence has ended; used alone for one that never ran.
     pub(crate) fn ended_waiting(&self, end: End) {
         let reason = match end {
-            End::Finished(FinishReason::Stop { .. }) | End::Satisfied => "stop",
+            End::Finished(FinishReason::Stop { .. } | FinishReason::Complete) | End::Satisfied => "stop",
             End::Finished(FinishReason::Length) => "length",
             End::Aborted => "abort",
             End::Failed(_) => "error",
@@ -354,6 +320,7 @@ impl EngineMetrics {
         self.num_waiting.set(num_waiting as f64);
         self.queue_depth.set(num_waiting as i64);
         self.cache_usage.set(usage(pool));
+        self.steering.set_waiting(running.iter().filter(|sequence| sequence.awaits_guide()).count());
         let filled: u64 = running
             .iter()
             .map(|sequence| u64::from(sequence.num_cached.min(sequence.request.cache.capacity())))
@@ -408,7 +375,7 @@ mod tests {
         metrics.set_state(&[], 0, &BlockPool::new(model.cache_plan()));
         let documentation = include_str!("../../../docs/metrics.md");
         let families = registry.gather();
-        assert_eq!(families.len(), 39);
+        assert_eq!(families.len(), 43);
         for family in families {
             let entry = format!("| `{}` |", family.name());
             assert!(documentation.contains(&entry), "{} is not in docs/metrics.md", family.name());
@@ -417,11 +384,5 @@ mod tests {
                 assert_eq!((label("model_name"), label("engine")), (Some("tiny"), Some("0")));
             }
         }
-    }
-
-    #[test]
-    fn bounds_of_token_counts_are_vllms() {
-        assert_eq!(one_two_five(100), [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]);
-        assert_eq!(one_two_five(0), [1.0]);
     }
 }

@@ -1,6 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use locket_model::kv_cache::CacheSettings;
 
@@ -119,6 +119,9 @@ pub enum FinishReason {
         /// The stop token.
         token_id: u32,
     },
+    /// Its steering said [`Guide::Complete`](crate::Guide::Complete): no token could follow. To a
+    /// client this is a stop without a stop token.
+    Complete,
     /// `max_tokens` or the end of the context.
     Length,
 }

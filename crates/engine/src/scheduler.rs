@@ -178,7 +178,7 @@ impl Scheduler {
         self.decoding.clear();
         self.candidates.clear();
         for (index, sequence) in self.running.iter().enumerate() {
-            if sequence.end.is_some() || sequence.leader.is_some() {
+            if sequence.end.is_some() || sequence.leader.is_some() || sequence.awaits_guide() {
                 continue;
             }
             if sequence.is_prefill() {

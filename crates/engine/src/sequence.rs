@@ -6,8 +6,9 @@ use locket_model::BlockId;
 
 use crate::{
     EngineFailure, FinishReason, GenerationRequest, SampledToken,
-    sampler::{NonFiniteLogits, SequenceSampler},
+    sampler::SequenceSampler,
     snapshots::KeyChain,
+    steering::Steered,
     stream::EventSender,
 };
 
@@ -58,6 +59,19 @@ pub(crate) enum End {
     Aborted,
 }
 
+/// What a row of logits came to.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Sampled {
+    /// A token.
+    Token(SampledToken),
+    /// The steering wants no further one.
+    Complete,
+    /// The row was not finite.
+    NonFiniteLogits,
+    /// The steering leaves no token; why.
+    Unsteerable(String),
+}
+
 /// When things happened to a sequence, on the engine's clock.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
@@ -101,8 +115,10 @@ pub(crate) struct Sequence {
     pub folded_before: u32,
     /// How it chooses tokens.
     pub sampler: SequenceSampler,
+    /// What restricts its tokens; `None`: nothing does.
+    pub steered: Option<Box<Steered>>,
     /// This step's choice, between sampling and reporting.
-    pub sampled: Option<Result<SampledToken, NonFiniteLogits>>,
+    pub sampled: Option<Sampled>,
     /// Its reader.
     pub events: EventSender,
     /// For queue time and latencies.
@@ -127,6 +143,11 @@ impl Sequence {
     /// Prompt tokens that are not in the block yet.
     pub(crate) fn prefill_remaining(&self) -> u32 {
         self.prompt_len().saturating_sub(self.num_cached)
+    }
+
+    /// Whether a row of logits waits for its guide: until then the model does not run it.
+    pub(crate) fn awaits_guide(&self) -> bool {
+        self.steered.as_ref().is_some_and(|steered| steered.kept_row().is_some())
     }
 
     /// All tokens whose keys and values went into the block.

@@ -12,11 +12,11 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::{
-    EngineConfig, EngineFailure, EngineHandle, FinishReason, GenerationRequest, SamplingParams,
-    SequenceEvent, SequenceStream, SubmitError,
+    Advance, EngineConfig, EngineFailure, EngineHandle, FinishReason, GenerationRequest, Guide, SampledToken,
+    SamplingParams, SequenceEvent, SequenceStream, SharedPlan, SubmitError, TokenSet,
     engine::{Engine, Turn},
-    fake_model::{FakeModel, Seen, VirtualClock, hash_of, logits_of},
-    sampler::{SamplerScratch, SequenceSampler},
+    fake_model::{FakeModel, Seen, VOCAB_SIZE, VirtualClock, hash_of, logits_of},
+    sampler::{Choice, SamplerScratch, SequenceSampler},
     thread::build,
 };
 
@@ -25,6 +25,7 @@ mod fairness;
 mod faults;
 mod resume;
 mod returning;
+mod steered;
 mod threaded;
 
 /// An engine that is turned by hand.
@@ -45,7 +46,9 @@ impl Bench {
         let (clock, seen) = (model.clock(), model.seen());
         let registry = prometheus::Registry::new();
         let time = Arc::clone(&clock) as Arc<dyn crate::clock::Clock>;
-        let (engine, handle) = build(Box::new(model), config, &registry, time).unwrap();
+        let (mut engine, handle) = build(Box::new(model), config, &registry, time).unwrap();
+        // Guides are computed when a test says so.
+        engine.workers.work_by_hand();
         Self { engine, handle, clock, seen, registry }
     }
 
@@ -57,6 +60,15 @@ impl Bench {
             assert!(turns < 100_000, "the engine never rests");
         }
         turns
+    }
+
+    /// Computes one of the guides that are wanted, if any is.
+    fn compute_a_guide(&self, rng: &mut StdRng) -> bool {
+        let count = self.engine.workers.num_todo();
+        if count > 0 {
+            self.engine.workers.compute_one(rng.random_range(0..count));
+        }
+        count > 0
     }
 
     fn assert_empty(&self) {
@@ -121,22 +133,46 @@ fn window(slots: u32, ring: u32) -> CacheSettings {
     settings
 }
 
-/// What continuation `choice` must say: one token after the other, no batch, no scheduler.
-fn alone(request: &GenerationRequest, choice: u32) -> (Vec<u32>, FinishReason) {
+/// What continuation `choice` must say: one token after the other, no batch, no scheduler, no threads.
+fn alone(request: &GenerationRequest, choice: u32) -> (Vec<u32>, Result<FinishReason, EngineFailure>) {
     let mut ids = request.prompt_ids.clone();
     let mut output = Vec::new();
+    if request.max_tokens == 0 {
+        return (output, Ok(FinishReason::Length));
+    }
     let mut sampler = SequenceSampler::new(request, choice, request.sampling.seed.unwrap());
     let mut scratch = SamplerScratch::default();
+    let mut steering = request.steering.as_ref().map(|plan| plan.start(choice));
+    let mut set = TokenSet::new(VOCAB_SIZE as u32);
+    let mut guide = steering.as_mut().map_or(Guide::Free, |steering| steering.compute(&mut set));
     loop {
+        let way = match &guide {
+            Guide::Free => Choice::Free,
+            Guide::Allowed => Choice::Among(&set),
+            Guide::Forced(id) => Choice::Forced(*id),
+            Guide::Complete => return (output, Ok(FinishReason::Complete)),
+            Guide::Failed(_) => return (output, Err(EngineFailure::Internal)),
+        };
         let row: Vec<f32> = logits_of(hash_of(&ids)).collect();
-        let id = sampler.sample(&row, request, &output, &mut scratch).unwrap().id;
+        let Ok(SampledToken { id, .. }) = sampler.sample(&row, request, &output, way, &mut scratch) else {
+            return (output, Err(EngineFailure::Internal));
+        };
         if request.sampling.stop_token_ids.contains(&id) {
-            return (output, FinishReason::Stop { token_id: id });
+            return (output, Ok(FinishReason::Stop { token_id: id }));
         }
         ids.push(id);
         output.push(id);
+        let advanced = steering.as_mut().map(|steering| steering.advance(id));
+        if advanced == Some(Advance::Known(Guide::Complete)) {
+            return (output, Ok(FinishReason::Complete));
+        }
         if output.len() == request.max_tokens as usize {
-            return (output, FinishReason::Length);
+            return (output, Ok(FinishReason::Length));
+        }
+        match (advanced, &mut steering) {
+            (Some(Advance::Known(known)), _) => guide = known,
+            (Some(Advance::Compute), Some(steering)) => guide = steering.compute(&mut set),
+            _ => {}
         }
     }
 }
@@ -191,8 +227,9 @@ impl Reader {
         }
         match self.last().expect("every stream ends") {
             SequenceEvent::Finished { reason: end, .. } => {
-                assert_eq!((tokens, *end), (expected, reason), "alone = in a batch");
+                assert_eq!((tokens, Ok(*end)), (expected, reason), "alone = in a batch");
             }
+            SequenceEvent::Failed(failure) if reason == Err(*failure) => assert_eq!(tokens, expected),
             SequenceEvent::Failed(failure) => {
                 let expected = [EngineFailure::ShuttingDown, EngineFailure::QueueTimeout];
                 assert!(may_fail && expected.contains(failure), "{failure:?}");
@@ -217,6 +254,11 @@ fn random_request(rng: &mut StdRng) -> GenerationRequest {
     request.sampling.stop_token_ids = vec![rng.random_range(0..40)];
     if rng.random_bool(0.3) {
         request.cache = window(24, 8);
+    }
+    if rng.random_bool(0.4) {
+        request.steering = Some(SharedPlan::new(steered::Script { seed: rng.random() }));
+        request.sampling.min_tokens = rng.random_range(0..4);
+        request.sampling.allowed_token_ids = rng.random_bool(0.2).then(|| (0..20).collect());
     }
     request
 }
@@ -250,7 +292,10 @@ fn schedule(seed: u64) {
                 let at = rng.random_range(0..readers.len());
                 readers[at].stream = None;
             }
-            4..=5 => {
+            4 => {
+                bench.compute_a_guide(rng);
+            }
+            5 => {
                 for reader in &mut readers {
                     reader.read(rng.random_range(0..6));
                 }
@@ -301,6 +346,7 @@ fn finish(bench: &mut Bench, readers: &mut [Reader]) {
         match bench.engine.turn() {
             Turn::Worked => {}
             Turn::Idle if bench.engine.scheduler.is_empty() && read == 0 => return,
+            Turn::Idle if bench.engine.workers.num_todo() > 0 => bench.engine.workers.compute_one(0),
             Turn::Idle => bench.clock.advance(Duration::from_millis(5)),
             Turn::Stopped => {
                 bench.engine.fail_waiting(EngineFailure::ShuttingDown);

@@ -6,6 +6,12 @@
 
 use std::{fmt, sync::Arc};
 
+mod steered;
+mod workers;
+
+pub(crate) use steered::{Steer, Steered};
+pub(crate) use workers::Workers;
+
 /// A set of token ids, one bit each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenSet {
@@ -88,7 +94,8 @@ pub enum Guide {
     Allowed,
     /// This one, whatever the model thinks; its log-probability is still the model's.
     Forced(u32),
-    /// There is none: the continuation is complete and ends as by a stop token.
+    /// There is none: the continuation is complete and ends as by a stop token, whatever `min_tokens`
+    /// and `ignore_eos` say.
     Complete,
     /// The steering cannot go on (a grammar beyond its limits); the continuation fails. The text is for
     /// the log.
@@ -106,19 +113,20 @@ pub enum Advance {
 
 /// Steers one continuation.
 pub trait Steering: Send + fmt::Debug {
-    /// Takes in the token that was just chosen (a stop token too). Runs on the engine thread: a few
-    /// microseconds at most.
+    /// Takes in the token that was just chosen; one that ends the continuation (one of the request's
+    /// stop tokens) is not reported. Runs on the engine thread: a few microseconds at most.
     fn advance(&mut self, id: u32) -> Advance;
 
     /// The guide of the next token; for [`Guide::Allowed`] it fills `allowed`, whose contents before
-    /// the call are arbitrary. Runs on a worker thread. Called before the first token, and after every
-    /// [`Advance::Compute`].
+    /// the call are arbitrary. Runs on a worker thread, beside the model. Called before the first token,
+    /// and after every [`Advance::Compute`]. It must end by itself: shutting down waits for it. A panic,
+    /// or a set without any id of the vocabulary, fails this continuation.
     fn compute(&mut self, allowed: &mut TokenSet) -> Guide;
 }
 
 /// Makes the steering of each continuation of a request.
 pub trait SteeringPlan: Send + Sync + fmt::Debug {
-    /// The state before the first token of continuation `choice`.
+    /// The state before the first token of continuation `choice`. Runs on a worker thread.
     fn start(&self, choice: u32) -> Box<dyn Steering>;
 }
 

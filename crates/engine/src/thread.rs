@@ -22,6 +22,7 @@ use crate::{
     sampler::SamplerScratch,
     scheduler::{Limits, Scheduler, StepPlan},
     snapshots::Snapshots,
+    steering::Workers,
 };
 
 /// The engine's thread; ends after [`EngineHandle::drain`], after a device error, or when all
@@ -108,6 +109,7 @@ pub(crate) fn build(
     let shared = Arc::new(Shared::new(facts, config, metrics, clock));
     let door = Arc::new(Door::new(Arc::clone(&shared), sender));
     let snapshots = Snapshots::open(&shared, door.bell())?;
+    let workers = Workers::new(&shared, door.bell());
     let handle = EngineHandle::new(door);
     let engine = Engine {
         shared,
@@ -115,6 +117,7 @@ pub(crate) fn build(
         scheduler,
         runner: Runner::new(model),
         snapshots,
+        workers,
         budget,
         plan: StepPlan::default(),
         targets: Vec::new(),

@@ -212,6 +212,7 @@ impl ChoiceText {
                 let is_own = self.stop_token_ids.contains(&token_id);
                 (FinishReason::Stop, is_own.then_some(StopReason::Token(token_id)))
             }
+            EngineFinish::Complete => (FinishReason::Stop, None),
             EngineFinish::Length => (FinishReason::Length, None),
         };
         Finish {

@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    EngineFailure, EngineStatus, SequenceEvent,
+    EngineFailure, EngineStatus, GenerationRequest, SequenceEvent,
     sampler::SequenceSampler,
     sequence::{End, Sequence, SequenceId, Times, WaitingRequest},
+    steering::Steered,
 };
 
 use super::{
@@ -20,6 +21,8 @@ impl Engine {
     /// Starts the waiting requests that fit. An error is a device error.
     pub(super) fn admit(&mut self) -> Result<(), String> {
         let Self { scheduler, runner, shared, next_id, snapshots, .. } = self;
+        let vocab_size = shared.facts.model.vocab_size;
+        let already_running = scheduler.running.len();
         let mut device_error = None;
         let mut has_failed = false;
         scheduler.admit(|waiting, blocks| {
@@ -39,14 +42,27 @@ impl Engine {
                     }
                 }
             }
-            start(waiting, blocks, leader, opened, end)
+            start(waiting, blocks, leader, opened, end, vocab_size)
         });
+        self.begin_steering(already_running);
         match device_error {
             Some(reason) => return Err(reason),
             None if has_failed => self.retire(),
             None => {}
         }
         Ok(())
+    }
+
+    /// Has the first guides of sequences that have just started computed, while their prompts run.
+    fn begin_steering(&mut self, already_running: usize) {
+        let Self { scheduler, workers, .. } = self;
+        for sequence in &mut scheduler.running[already_running..] {
+            if let Some(steered) = &mut sequence.steered
+                && sequence.end.is_none()
+            {
+                steered.begin(workers);
+            }
+        }
     }
 
     /// Removes waiting sequences whose reader has left or whose time is up.
@@ -123,8 +139,12 @@ fn start(
     leader: SequenceId,
     opened: Opened,
     end: Option<End>,
+    vocab_size: usize,
 ) -> impl Iterator<Item = Sequence> {
     let WaitingRequest { request, sequences, arrived, seed, max_new, chain, .. } = waiting;
+    let steered = move |id, request: &Arc<GenerationRequest>, choice| {
+        request.steering.as_ref().map(|_| Box::new(Steered::new(id, request, choice, vocab_size)))
+    };
     sequences.into_iter().zip(blocks).enumerate().map(move |(at, (sequence, block))| Sequence {
         id: SequenceId(leader.0 + at as u64),
         choice: sequence.choice,
@@ -138,6 +158,7 @@ fn start(
         folded_tokens: opened.folded_tokens,
         folded_before: opened.folded_tokens,
         sampler: SequenceSampler::new(&request, sequence.choice, seed),
+        steered: steered(SequenceId(leader.0 + at as u64), &request, sequence.choice),
         sampled: None,
         events: sequence.events,
         times: Times { arrived, started: None, first_token: None, last_token: None },

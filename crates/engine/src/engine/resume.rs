@@ -121,7 +121,12 @@ impl Engine {
         let sequence = &scheduler.running[leaving];
         let is_answered = matches!(
             sequence.end,
-            Some(End::Satisfied | End::Finished(FinishReason::Stop { .. } | FinishReason::Length))
+            Some(
+                End::Satisfied
+                    | End::Finished(
+                        FinishReason::Stop { .. } | FinishReason::Complete | FinishReason::Length
+                    )
+            )
         );
         if is_answered && !sequence.is_prefill() {
             take(snapshots, runner, shared, sequence, Moment::TurnEnd);

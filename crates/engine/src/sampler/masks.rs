@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use crate::SamplingParams;
+use crate::{SamplingParams, TokenSet};
 
-use super::weights;
+use super::{SampleFailure, weights};
 
 /// Tokens of prompt and output, for penalties.
 #[derive(Debug)]
@@ -32,6 +32,12 @@ impl SeenTokens {
     pub(crate) fn add(&mut self, id: u32) {
         *self.output.entry(id).or_default() += 1;
     }
+
+    /// How many different tokens were generated.
+    #[cfg(test)]
+    pub(crate) fn num_output(&self) -> usize {
+        self.output.len()
+    }
 }
 
 /// Whether [`apply`] would change anything.
@@ -44,22 +50,31 @@ pub(crate) fn is_needed(params: &SamplingParams, num_output: usize, has_penaltie
 }
 
 /// Writes the logits `raw` after masks, bias and penalties into `logits [vocab_size]`; -inf is
-/// never chosen. If the masks leave nothing, those of bad words and minimum length are lifted:
-/// `allowed_token_ids` is the one that a grammar or a classifier relies on.
+/// never chosen. If the masks leave nothing, those of bad words and minimum length are lifted, then
+/// `allowed_token_ids`, which a classifier relies on. The set of the steering never is.
+///
+/// # Errors
+/// [`SampleFailure::NothingAllowed`] if that set is empty.
 pub(crate) fn apply(
     raw: &[f32],
     params: &SamplingParams,
     output_ids: &[u32],
+    among: Option<&TokenSet>,
     seen: Option<&SeenTokens>,
     logits: &mut Vec<f32>,
-) {
-    allow(raw, params, logits);
+) -> Result<(), SampleFailure> {
+    let leaves_nothing = |logits: &[f32]| weights::max(logits) == f32::NEG_INFINITY;
+    let only_allowed = params.allowed_token_ids.as_deref();
+    allow(raw, among, only_allowed, logits);
     mask(params, output_ids, logits);
-    if weights::max(logits) == f32::NEG_INFINITY {
-        allow(raw, params, logits);
-        if weights::max(logits) == f32::NEG_INFINITY {
-            // No allowed id is in the vocabulary.
-            logits.copy_from_slice(raw);
+    if leaves_nothing(logits) {
+        allow(raw, among, only_allowed, logits);
+        if leaves_nothing(logits) {
+            // No allowed id is in the vocabulary, or none in the set.
+            allow(raw, among, None, logits);
+            if leaves_nothing(logits) {
+                return Err(SampleFailure::NothingAllowed);
+            }
         }
     }
     for &(id, bias) in &params.logit_bias {
@@ -71,19 +86,31 @@ pub(crate) fn apply(
     if let Some(seen) = seen {
         penalise(params, seen, logits);
     }
+    Ok(())
 }
 
-/// Copies the allowed logits.
-fn allow(raw: &[f32], params: &SamplingParams, logits: &mut Vec<f32>) {
+/// Copies the logits of ids that are in both, the others are -inf.
+fn allow(raw: &[f32], among: Option<&TokenSet>, only: Option<&[u32]>, logits: &mut Vec<f32>) {
     logits.clear();
-    let Some(allowed) = &params.allowed_token_ids else {
-        logits.extend_from_slice(raw);
-        return;
-    };
-    logits.resize(raw.len(), f32::NEG_INFINITY);
-    for &id in allowed {
-        if let (Some(logit), Some(&value)) = (logits.get_mut(id as usize), raw.get(id as usize)) {
-            *logit = value;
+    match (only, among) {
+        (None, None) => logits.extend_from_slice(raw),
+        (None, Some(among)) => {
+            logits.reserve(raw.len());
+            for (word, row) in among.words().iter().zip(raw.chunks(32)) {
+                // No branch on a token: grammars have words of all kinds.
+                let allowed =
+                    |bit: usize, logit| if word >> bit & 1 != 0 { logit } else { f32::NEG_INFINITY };
+                logits.extend(row.iter().enumerate().map(|(bit, &logit)| allowed(bit, logit)));
+            }
+            logits.resize(raw.len(), f32::NEG_INFINITY);
+        }
+        (Some(only), among) => {
+            logits.resize(raw.len(), f32::NEG_INFINITY);
+            for &id in only.iter().filter(|&&id| among.is_none_or(|among| among.contains(id))) {
+                if let (Some(logit), Some(&value)) = (logits.get_mut(id as usize), raw.get(id as usize)) {
+                    *logit = value;
+                }
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Logits to a token.
 //!
-//! Order: log-probabilities from the model's own logits → masks (allowed ids, bad words, minimum
-//! length) → bias → penalties → greedy choice, or temperature → top-k → min-p → top-p → draw.
+//! Order: log-probabilities from the model's own logits → masks (steering, allowed ids, bad words,
+//! minimum length) → bias → penalties → greedy choice, or temperature → top-k → min-p → top-p → draw.
 //!
 //! Every filter keeps a prefix of the tokens in descending order, so it is a [`Cut`], a
 //! threshold, and nothing is ever sorted as a whole. A sequence has its own random numbers, so
@@ -14,14 +14,30 @@ mod weights;
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::{GenerationRequest, SampledToken, SamplingParams};
+use crate::{GenerationRequest, SampledToken, SamplingParams, TokenSet};
 use masks::SeenTokens;
 pub(crate) use select::Cut;
 use weights::Weights;
 
-/// The model's logits held NaN or infinity.
+/// Why there is no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NonFiniteLogits;
+pub(crate) enum SampleFailure {
+    /// The model's logits held NaN or infinity.
+    NonFiniteLogits,
+    /// The steering's set has no id of the vocabulary.
+    NothingAllowed,
+}
+
+/// What the steering leaves to choose from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Choice<'s> {
+    /// Everything.
+    Free,
+    /// These.
+    Among(&'s TokenSet),
+    /// Nothing: it is this one.
+    Forced(u32),
+}
 
 /// Buffers of one sampling thread, reused for every token.
 #[derive(Debug, Default)]
@@ -56,42 +72,61 @@ impl SequenceSampler {
     /// generated so far.
     ///
     /// # Errors
-    /// [`NonFiniteLogits`]; nothing was drawn then.
+    /// [`SampleFailure`]; nothing was drawn then.
     pub(crate) fn sample(
         &mut self,
         raw: &[f32],
         request: &GenerationRequest,
         output_ids: &[u32],
+        choice: Choice<'_>,
         scratch: &mut SamplerScratch,
-    ) -> Result<SampledToken, NonFiniteLogits> {
+    ) -> Result<SampledToken, SampleFailure> {
         if !weights::all_finite(raw) {
-            return Err(NonFiniteLogits);
+            return Err(SampleFailure::NonFiniteLogits);
         }
-        let params = &request.sampling;
-        let SamplerScratch { logits, select, weights } = scratch;
-        let processed = masks::is_needed(params, output_ids.len(), self.seen.is_some());
-        let row = if processed {
-            masks::apply(raw, params, output_ids, self.seen.as_ref(), logits);
-            &logits[..]
-        } else {
-            raw
-        };
-        let id = if is_greedy(params) {
-            select::argmax(row)
-        } else {
-            let (_, weights) = keep(row, params, select, weights);
-            let drawn = weights.draw(self.rng.random::<f64>());
-            // The best token always has weight 1.
-            drawn.unwrap_or_else(|| select::argmax(row))
+        let (id, is_forced) = match choice {
+            Choice::Forced(id) if (id as usize) < raw.len() => (id, true),
+            Choice::Forced(_) => return Err(SampleFailure::NothingAllowed),
+            Choice::Free => (self.choose(raw, &request.sampling, output_ids, None, scratch)?, false),
+            Choice::Among(set) => {
+                (self.choose(raw, &request.sampling, output_ids, Some(set), scratch)?, false)
+            }
         };
         if let Some(seen) = &mut self.seen {
             seen.add(id);
         }
+        let SamplerScratch { select, weights, .. } = scratch;
         let (logprob, top_logprobs) = match request.logprobs {
             Some(count) => logprobs::logprobs(raw, id, count as usize, select, weights),
             None => (None, Vec::new()),
         };
-        Ok(SampledToken { id, logprob, top_logprobs, is_forced: false })
+        Ok(SampledToken { id, logprob, top_logprobs, is_forced })
+    }
+
+    /// Masks, filters and draws.
+    fn choose(
+        &mut self,
+        raw: &[f32],
+        params: &SamplingParams,
+        output_ids: &[u32],
+        among: Option<&TokenSet>,
+        scratch: &mut SamplerScratch,
+    ) -> Result<u32, SampleFailure> {
+        let SamplerScratch { logits, select, weights } = scratch;
+        let seen = self.seen.as_ref();
+        let row = if among.is_some() || masks::is_needed(params, output_ids.len(), seen.is_some()) {
+            masks::apply(raw, params, output_ids, among, seen, logits)?;
+            &logits[..]
+        } else {
+            raw
+        };
+        if is_greedy(params) {
+            return Ok(select::argmax(row));
+        }
+        let (_, weights) = keep(row, params, select, weights);
+        let drawn = weights.draw(self.rng.random::<f64>());
+        // The best token always has weight 1.
+        Ok(drawn.unwrap_or_else(|| select::argmax(row)))
     }
 }
 

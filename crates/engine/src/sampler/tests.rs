@@ -152,7 +152,7 @@ fn sample_one(raw: &[f32], params: SamplingParams, output: &[u32]) -> u32 {
     let request = request(params);
     let mut sampler = SequenceSampler::new(&request, 0, 3);
     output.iter().for_each(|&id| sampler.seen.iter_mut().for_each(|seen| seen.add(id)));
-    sampler.sample(raw, &request, output, &mut SamplerScratch::default()).unwrap().id
+    sampler.sample(raw, &request, output, Choice::Free, &mut SamplerScratch::default()).unwrap().id
 }
 
 fn greedy() -> SamplingParams {
@@ -164,6 +164,70 @@ fn zero_and_minus_zero_are_a_tie() {
     let params = SamplingParams { top_k: 2, ..SamplingParams::default() };
     let kept = distribution(&[-0.0, 0.0, -0.0, 0.0, -1.0], &params);
     assert_eq!(kept.iter().map(|token| token.0).collect::<Vec<_>>(), [0, 1]);
+}
+
+/// The greedy choice among a set, if there is one.
+fn among(raw: &[f32], params: SamplingParams, ids: &[u32]) -> Result<u32, SampleFailure> {
+    let request = request(params);
+    let mut set = TokenSet::new(raw.len() as u32);
+    ids.iter().for_each(|&id| set.insert(id));
+    let mut sampler = SequenceSampler::new(&request, 0, 3);
+    let chosen = sampler.sample(raw, &request, &[], Choice::Among(&set), &mut SamplerScratch::default());
+    chosen.map(|token| token.id)
+}
+
+#[test]
+fn the_steering_is_the_last_mask_to_stay() {
+    let raw = [1.0, 2.0, 3.0, 4.0, 5.0];
+    assert_eq!(among(&raw, greedy(), &[0, 1]), Ok(1));
+    assert_eq!(among(&raw, greedy(), &[]), Err(SampleFailure::NothingAllowed));
+    let allowed = SamplingParams { allowed_token_ids: Some(vec![0, 4, 99]), ..greedy() };
+    assert_eq!(among(&raw, allowed.clone(), &[0, 1]), Ok(0), "both masks");
+    assert_eq!(among(&raw, allowed, &[1, 2]), Ok(2), "nothing is in both");
+    let banned = SamplingParams { bad_words: vec![vec![1]], ..greedy() };
+    assert_eq!(among(&raw, banned.clone(), &[0, 1]), Ok(0));
+    assert_eq!(among(&raw, banned, &[1]), Ok(1));
+    let early = SamplingParams { min_tokens: 3, stop_token_ids: vec![4], ..greedy() };
+    assert_eq!(among(&raw, early.clone(), &[3, 4]), Ok(3));
+    assert_eq!(among(&raw, early, &[4]), Ok(4), "the grammar is complete");
+    let biased = SamplingParams { logit_bias: vec![(4, 1e9), (0, 10.0)], ..greedy() };
+    assert_eq!(among(&raw, biased, &[0, 1]), Ok(0), "a bias cannot bring back what is banned");
+}
+
+#[test]
+fn a_forced_token_draws_no_number() {
+    let request = request(SamplingParams { frequency_penalty: 0.5, ..SamplingParams::default() });
+    let raw = row(100, 5);
+    let scratch = &mut SamplerScratch::default();
+    let mut pure = SequenceSampler::new(&request, 0, 3);
+    let mut mixed = SequenceSampler::new(&request, 0, 3);
+    let forced = mixed.sample(&raw, &request, &[], Choice::Forced(7), scratch).unwrap();
+    assert!(forced.id == 7 && forced.is_forced);
+    assert_eq!(mixed.seen.as_ref().map(SeenTokens::num_output), Some(1), "penalties see it");
+    assert_eq!(pure.rng.random::<u64>(), mixed.rng.random::<u64>());
+    let beyond = mixed.sample(&raw, &request, &[], Choice::Forced(100), scratch);
+    assert_eq!(beyond, Err(SampleFailure::NothingAllowed));
+}
+
+proptest! {
+    /// A draw from a set is the draw with everything else banned by hand.
+    #[test]
+    fn a_set_is_a_list_of_allowed_ids(seed in any::<u64>(), len in 1usize..400, share in 0.01f64..1.0) {
+        let raw = row(len, seed);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut ids: Vec<u32> = (0..len as u32).filter(|_| rng.random_bool(share)).collect();
+        ids.push(rng.random_range(0..len as u32));
+        let mut set = TokenSet::new(len as u32);
+        ids.iter().for_each(|&id| set.insert(id));
+        let params = SamplingParams { top_p: 0.9, top_k: 20, ..SamplingParams::default() };
+        let scratch = &mut SamplerScratch::default();
+        let free = request(params.clone());
+        let listed = request(SamplingParams { allowed_token_ids: Some(ids), ..params });
+        let by_set = SequenceSampler::new(&free, 0, seed).sample(&raw, &free, &[], Choice::Among(&set), scratch);
+        let by_list = SequenceSampler::new(&listed, 0, seed).sample(&raw, &listed, &[], Choice::Free, scratch);
+        prop_assert!(by_set.is_ok());
+        prop_assert_eq!(by_set, by_list);
+    }
 }
 
 #[test]
@@ -212,7 +276,7 @@ fn penalties_match_their_formulas() {
     let mut seen = SeenTokens::if_needed(&params, &[0, 1, 1]).unwrap();
     [2, 2, 1].iter().for_each(|&id| seen.add(id));
     let mut logits = Vec::new();
-    masks::apply(&[4.0, -4.0, 6.0, 1.0], &params, &[2, 2, 1], Some(&seen), &mut logits);
+    masks::apply(&[4.0, -4.0, 6.0, 1.0], &params, &[2, 2, 1], None, Some(&seen), &mut logits).unwrap();
     assert_eq!(logits, [4.0 / 2.0, -4.0 * 2.0 - 0.75, 6.0 / 2.0 - 1.25, 1.0]);
 }
 
@@ -222,7 +286,7 @@ fn seeds_decide_and_neighbours_do_not() {
     let request = request(SamplingParams::default());
     let draw = |seed, choice, scratch: &mut SamplerScratch| -> Vec<u32> {
         let mut sampler = SequenceSampler::new(&request, choice, seed);
-        (0..20).map(|_| sampler.sample(&raw, &request, &[], scratch).unwrap().id).collect()
+        (0..20).map(|_| sampler.sample(&raw, &request, &[], Choice::Free, scratch).unwrap().id).collect()
     };
     let mut scratch = SamplerScratch::default();
     let first = draw(1, 0, &mut scratch);
@@ -236,8 +300,9 @@ fn non_finite_logits_are_refused() {
     let request = request(greedy());
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut sampler = SequenceSampler::new(&request, 0, 0);
-        let outcome = sampler.sample(&[0.0, bad, 1.0], &request, &[], &mut SamplerScratch::default());
-        assert_eq!(outcome, Err(NonFiniteLogits));
+        let outcome =
+            sampler.sample(&[0.0, bad, 1.0], &request, &[], Choice::Free, &mut SamplerScratch::default());
+        assert_eq!(outcome, Err(SampleFailure::NonFiniteLogits));
     }
 }
 

@@ -1,0 +1,250 @@
+//! The threads that compute guides beside the model.
+//!
+//! A job travels to a worker and back in one box, so a token costs no allocation. The lists behind the
+//! lock are bounded by the running sequences: each has one job at most. Nothing is computed and nothing
+//! is dropped while the lock is held.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crate::{
+    Advance, GenerationRequest, Guide, Steering, TokenSet, engine::panic_message, handle::Shared,
+    sequence::SequenceId,
+};
+
+/// Two, so that one difficult grammar does not hold up all the others; no more, so that the model keeps
+/// its processors.
+const THREADS: usize = 2;
+
+/// A computation of this length is worth a line in the log.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// One continuation's steering, and what is known about its next token.
+#[derive(Debug)]
+pub(crate) struct Job {
+    sequence: SequenceId,
+    request: Arc<GenerationRequest>,
+    choice: u32,
+    /// Started by the first computation, off the engine's thread.
+    steering: Option<Box<dyn Steering>>,
+    /// Belongs to [`Guide::Allowed`].
+    pub allowed: TokenSet,
+    /// Of the next token, once the job is back.
+    pub guide: Guide,
+}
+
+impl Job {
+    /// A job whose first computation gives the guide of the first token.
+    pub(crate) fn new(
+        sequence: SequenceId,
+        request: &Arc<GenerationRequest>,
+        choice: u32,
+        vocab_size: usize,
+    ) -> Self {
+        let allowed = TokenSet::new(vocab_size as u32);
+        let request = Arc::clone(request);
+        Self { sequence, request, choice, steering: None, allowed, guide: Guide::Free }
+    }
+
+    /// Whose it is.
+    pub(crate) fn sequence(&self) -> SequenceId {
+        self.sequence
+    }
+
+    /// Takes in a token. If that tells the next guide, it is set; otherwise the answer is `true`: it
+    /// takes a computation.
+    pub(crate) fn advance(&mut self, id: u32) -> bool {
+        let Some(steering) = &mut self.steering else { return true };
+        let advanced = catch_unwind(AssertUnwindSafe(|| steering.advance(id)));
+        self.guide = match advanced {
+            Ok(Advance::Compute) => return true,
+            Ok(Advance::Known(Guide::Allowed)) => Guide::Failed("a set that nobody computed".into()),
+            Ok(Advance::Known(guide)) => guide,
+            Err(panic) => failed_by(panic.as_ref()),
+        };
+        false
+    }
+
+    /// Computes the next guide. A panic is a failure of this sequence.
+    fn compute(&mut self) {
+        let Self { request, choice, steering, allowed, .. } = self;
+        let computed = catch_unwind(AssertUnwindSafe(|| {
+            if steering.is_none() {
+                *steering = request.steering.as_ref().map(|plan| plan.start(*choice));
+            }
+            steering.as_mut().map_or(Guide::Free, |steering| steering.compute(allowed))
+        }));
+        self.guide = computed.unwrap_or_else(|panic| failed_by(panic.as_ref()));
+    }
+
+    fn compute_and_measure(&mut self, shared: &Shared) {
+        let began = shared.clock.now();
+        self.compute();
+        let took = shared.clock.now().saturating_sub(began);
+        shared.metrics.steering().computed(took);
+        if took >= SLOW {
+            tracing::warn!(request_id = self.request.request_id, ?took, "a guide took long to compute");
+        }
+    }
+}
+
+fn failed_by(panic: &(dyn std::any::Any + Send)) -> Guide {
+    Guide::Failed(format!("a panic: {}", panic_message(panic)))
+}
+
+/// What engine and workers share.
+#[derive(Debug, Default)]
+struct Desk {
+    piles: Mutex<Piles>,
+    /// A job was put in, or the desk was closed.
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Piles {
+    todo: VecDeque<Box<Job>>,
+    done: Vec<Box<Job>>,
+    is_closed: bool,
+}
+
+impl Desk {
+    /// Every change is complete before anything could panic, so a poisoned lock is as good as any.
+    fn piles(&self) -> MutexGuard<'_, Piles> {
+        self.piles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next job, when there is one; `None`: the desk is closed.
+    fn next(&self) -> Option<Box<Job>> {
+        let mut piles = self.piles();
+        loop {
+            if piles.is_closed {
+                return None;
+            }
+            if let Some(job) = piles.todo.pop_front() {
+                return Some(job);
+            }
+            piles = self.changed.wait(piles).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn finish(&self, job: Box<Job>) {
+        self.piles().done.push(job);
+    }
+}
+
+/// The engine's side: hands out jobs and takes them back. Threads start with the first jobs and end
+/// when this is dropped.
+pub(crate) struct Workers {
+    desk: Arc<Desk>,
+    shared: Arc<Shared>,
+    /// Rung when a job is done.
+    bell: Arc<dyn Fn() + Send + Sync>,
+    threads: Vec<JoinHandle<()>>,
+    /// Most threads; tests that compute by hand have none.
+    limit: usize,
+    /// Jobs that were taken back; swapped with the desk's list so that neither is ever made anew.
+    taken: Vec<Box<Job>>,
+}
+
+impl Workers {
+    pub(crate) fn new(shared: &Arc<Shared>, bell: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
+            desk: Arc::default(),
+            shared: Arc::clone(shared),
+            bell: Arc::new(bell),
+            threads: Vec::new(),
+            limit: THREADS,
+            taken: Vec::new(),
+        }
+    }
+
+    /// Has the guide of a job computed.
+    pub(crate) fn submit(&mut self, mut job: Box<Job>) {
+        if self.threads.len() < self.limit
+            && let Err(error) = self.start_thread()
+            && self.threads.is_empty()
+        {
+            job.guide = Guide::Failed(format!("cannot start a thread: {error}"));
+            self.desk.finish(job);
+            (self.bell)();
+            return;
+        }
+        self.desk.piles().todo.push_back(job);
+        self.desk.changed.notify_one();
+    }
+
+    fn start_thread(&mut self) -> std::io::Result<()> {
+        let (desk, shared) = (Arc::clone(&self.desk), Arc::clone(&self.shared));
+        let bell = Arc::clone(&self.bell);
+        let name = format!("locket-steering-{}", self.threads.len());
+        self.threads.push(std::thread::Builder::new().name(name).spawn(move || {
+            while let Some(mut job) = desk.next() {
+                job.compute_and_measure(&shared);
+                desk.finish(job);
+                bell();
+            }
+        })?);
+        Ok(())
+    }
+
+    /// The jobs that were done since the last call.
+    pub(crate) fn take_done(&mut self) -> std::vec::Drain<'_, Box<Job>> {
+        std::mem::swap(&mut self.desk.piles().done, &mut self.taken);
+        self.taken.drain(..)
+    }
+
+    /// Whether any job was ever handed out: if not, there is nothing to take back.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.threads.is_empty() && self.limit > 0
+    }
+
+    /// Withdraws the job of a sequence that has ended, unless a worker has it already.
+    pub(crate) fn forget(&self, sequence: SequenceId) {
+        let mut piles = self.desk.piles();
+        let at = piles.todo.iter().position(|job| job.sequence == sequence);
+        let job = at.and_then(|at| piles.todo.remove(at));
+        drop(piles);
+        drop(job);
+    }
+}
+
+impl Drop for Workers {
+    /// Jobs that nobody has begun are dropped; begun ones are waited for.
+    fn drop(&mut self) {
+        self.desk.piles().is_closed = true;
+        self.desk.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a steering thread has panicked");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Workers {
+    /// From now on jobs are computed by [`Self::compute_one`].
+    pub(crate) fn work_by_hand(&mut self) {
+        self.limit = 0;
+    }
+
+    /// Jobs that nobody has begun.
+    pub(crate) fn num_todo(&self) -> usize {
+        self.desk.piles().todo.len()
+    }
+
+    /// Computes the `at`-th of the jobs that nobody has begun.
+    pub(crate) fn compute_one(&self, at: usize) {
+        let job = self.desk.piles().todo.remove(at);
+        if let Some(mut job) = job {
+            job.compute_and_measure(&self.shared);
+            self.desk.finish(job);
+            (self.bell)();
+        }
+    }
+}
