@@ -11,6 +11,9 @@ pub(crate) const CHUNK_ROWS: usize = 16;
 /// The longest event burst of one step: `Started`, `Token`, `Finished`.
 pub(crate) const MAX_EVENTS_PER_STEP: usize = 3;
 
+/// Longest wait before a request goes first, whatever its priority.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Settings of the engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
@@ -81,6 +84,11 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
+    /// How long a request waits before its priority no longer matters. Well before it would fail.
+    pub(crate) fn patience(&self) -> Duration {
+        if self.queue_timeout.is_zero() { PATIENCE } else { PATIENCE.min(self.queue_timeout / 2) }
+    }
+
     /// Refuses values that the engine cannot work with.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let refuse = |field, reason: String| Err(Error::Config { field, reason });

@@ -242,6 +242,7 @@ impl EngineHandle {
             sequences,
             arrived: shared.clock.now(),
             order,
+            is_overdue: false,
             max_new,
         };
         let sent = self.door.commands.try_send(Command::Submit(Box::new(waiting)));

@@ -22,7 +22,10 @@ pub struct GenerationRequest {
     /// How the sequence uses its block; capacity covers `prompt + max_tokens` for `full`, which gets
     /// all slots of the smallest class that has these.
     pub cache: CacheSettings,
-    /// Lower is served earlier.
+    /// Lower is served earlier. One class is worth 5 seconds of waiting: a request goes before those
+    /// of the class above that came up to 5 seconds earlier. Whoever has waited for a minute (half of
+    /// [`EngineConfig::queue_timeout`](crate::EngineConfig::queue_timeout), if that is shorter) goes
+    /// first.
     pub priority: i32,
     /// Whether the prompt may go on from a snapshot and leaves some itself.
     pub use_snapshots: bool,

@@ -1,10 +1,12 @@
 //! Who runs in this step. Pure: no tensors, no clock, no channels but the question for room.
 //!
-//! **Admission.** Waiting requests are looked at by (priority, order of submission). One that
-//! finds its blocks starts. One that does not *reserves* every class that it could use: those
-//! after it may only take smaller blocks, which are of no use to it. So a request for a large
-//! block waits at most until enough of the blocks now taken are given back, however many small
-//! requests arrive; and small requests still use small blocks meanwhile.
+//! **Admission.** Waiting requests are looked at in the order of their arrival, each class of
+//! priority being worth some seconds; whoever has waited for long goes first, whatever the classes.
+//! So no stream of urgent requests holds the others back for ever. A request that finds its blocks
+//! starts. One that does not *reserves* every class of blocks that it could use: those after it may
+//! only take smaller blocks, which are of no use to it. So a request for a large block waits at most
+//! until enough of the blocks now taken are given back, however many small requests arrive; and
+//! small requests still use small blocks meanwhile.
 //!
 //! **Rows.** Decode rows come first, least recently run first if there are too many. Prefill
 //! shares the rest of the budget, least remaining first, so that a short prompt does not wait for
@@ -15,11 +17,17 @@
 //! **Snapshots.** A prompt's chunk ends where a snapshot is to be taken, also off the grid of 16
 //! rows; the next one then ends on the grid again.
 
+use std::time::Duration;
+
 use crate::{
     block_pool::BlockPool,
     config::{CHUNK_ROWS, MAX_EVENTS_PER_STEP},
     sequence::{Sequence, SequenceId, WaitingRequest},
 };
+
+/// A request goes before those with a priority one higher that came up to this long before it, and after
+/// those that came still earlier.
+const CLASS_WORTH: Duration = Duration::from_secs(5);
 
 /// The oldest prompt is owed one row for this many that others got.
 const AGEING_SHARE: usize = 4;
@@ -70,6 +78,8 @@ pub(crate) struct Limits {
     pub max_running: usize,
     /// Tokens between two snapshots of a sequence.
     pub snapshot_interval: u32,
+    /// A request that has waited this long is overdue.
+    pub patience: Duration,
 }
 
 /// A prompt that wants rows.
@@ -89,7 +99,7 @@ struct Candidate {
 /// Queue, running sequences, blocks.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
-    /// Requests that wait for blocks, by (priority, order).
+    /// Requests that wait for blocks, in the order in which they are looked at.
     pub waiting: Vec<WaitingRequest>,
     /// Sequences that own a block.
     pub running: Vec<Sequence>,
@@ -123,9 +133,24 @@ impl Scheduler {
 
     /// Puts a request into the queue.
     pub(crate) fn enqueue(&mut self, request: WaitingRequest) {
-        let key = (request.request.priority, request.order);
-        let at = self.waiting.partition_point(|other| (other.request.priority, other.order) <= key);
+        let key = rank(&request);
+        let at = self.waiting.partition_point(|other| rank(other) <= key);
         self.waiting.insert(at, request);
+    }
+
+    /// Lets requests that have waited for too long go first.
+    pub(crate) fn age(&mut self, now: Duration) {
+        let patience = self.limits.patience;
+        let mut has_changed = false;
+        for waiting in &mut self.waiting {
+            if !waiting.is_overdue && now.saturating_sub(waiting.arrived) >= patience {
+                waiting.is_overdue = true;
+                has_changed = true;
+            }
+        }
+        if has_changed {
+            self.waiting.sort_by_key(rank);
+        }
     }
 
     /// Gives blocks to waiting requests and hands each started request and its blocks to `start`,
@@ -246,6 +271,16 @@ impl Scheduler {
             });
         }
     }
+}
+
+/// Lower is looked at earlier: what is overdue, then the time of arrival (milliseconds) with each class
+/// turned into time. Both sides of a comparison age alike, so the order never changes by itself.
+fn rank(waiting: &WaitingRequest) -> (bool, i64, u64) {
+    if waiting.is_overdue {
+        return (false, 0, waiting.order);
+    }
+    let class = i64::from(waiting.request.priority) * CLASS_WORTH.as_millis() as i64;
+    (true, waiting.arrived.as_millis() as i64 + class, waiting.order)
 }
 
 /// Grants `candidate` up to `rows` further rows: all that it wants, or up to a border of 16.

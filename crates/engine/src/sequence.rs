@@ -36,6 +36,8 @@ pub(crate) struct WaitingRequest {
     pub arrived: Duration,
     /// Place in the order of submission.
     pub order: u64,
+    /// It has waited so long that its priority no longer matters.
+    pub is_overdue: bool,
     /// Seed of the request, its own or drawn at submission.
     pub seed: u64,
     /// Tokens after which the context or the block is full, at most `max_tokens`.

@@ -99,6 +99,7 @@ pub(crate) fn build(
         prefill_chunk: config.prefill_chunk,
         max_running: config.max_running,
         snapshot_interval: config.snapshot_interval,
+        patience: config.patience(),
     };
     let scheduler = Scheduler::new(BlockPool::new(&facts.cache), limits);
     let budget = RowBudget::new(config.target_step, max_rows);

@@ -20,6 +20,7 @@ const OUTPUT_RESERVE: u32 = 1024;
 impl Engine {
     /// Starts the waiting requests that fit. An error is a device error.
     pub(super) fn admit(&mut self) -> Result<(), String> {
+        self.scheduler.age(self.shared.clock.now());
         let Self { scheduler, runner, shared, next_id, snapshots, .. } = self;
         let vocab_size = shared.facts.model.vocab_size;
         let already_running = scheduler.running.len();

@@ -93,6 +93,43 @@ fn lower_priority_numbers_start_first() {
     assert!(early[0].try_next().is_some());
 }
 
+/// How long a request waits beside an endless stream of requests of another priority.
+fn wait_beside(priority: i32, others: i32, queue_timeout: Duration) -> Duration {
+    let mut bench = Bench::new(&[(32, 1)], EngineConfig { queue_timeout, ..config() });
+    let submit = |priority| bench.handle.submit(GenerationRequest { priority, ..request(8, 1) }).unwrap();
+    let mut streams = submit(others);
+    let mut patient = submit(priority);
+    let begin = crate::clock::Clock::now(bench.clock.as_ref());
+    loop {
+        while bench.handle.num_waiting() < 6 {
+            streams.extend(submit(others));
+        }
+        assert_eq!(bench.engine.turn(), Turn::Worked);
+        bench.clock.advance(Duration::from_millis(200));
+        streams.retain_mut(|stream| !std::iter::from_fn(|| stream.try_next()).any(|event| event.is_last()));
+        match patient[0].try_next() {
+            Some(SequenceEvent::Started { .. }) => break,
+            Some(event) => panic!("{event:?}"),
+            None => {}
+        }
+    }
+    crate::clock::Clock::now(bench.clock.as_ref()) - begin
+}
+
+#[test]
+fn a_class_is_worth_five_seconds_and_nobody_starves() {
+    let beside =
+        |priority, others, seconds| wait_beside(priority, others, Duration::from_secs(seconds)).as_secs_f64();
+    // A turn takes 0.2 seconds, and six others may have come before a class is made up for.
+    let is_about = |wait: f64, expected: f64| (expected..expected + 2.0).contains(&wait);
+    assert!(is_about(beside(0, 0, 0), 0.0));
+    assert!(is_about(beside(-1, 0, 0), 0.0));
+    assert!(is_about(beside(1, 0, 0), 5.0));
+    assert!(is_about(beside(4, 1, 0), 15.0));
+    assert!(is_about(beside(i32::MAX, i32::MIN, 0), 60.0));
+    assert!(is_about(beside(i32::MAX, i32::MIN, 40), 20.0), "before it would have waited too long");
+}
+
 #[test]
 fn a_slow_reader_pauses_only_itself_and_loses_nothing() {
     let mut bench = Bench::new(&[(128, 2)], EngineConfig { event_buffer: 8, ..config() });
