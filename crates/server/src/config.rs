@@ -10,6 +10,8 @@ use locket_model::load::GenerationDefaults;
 pub use cache_bounds::CacheBounds;
 
 /// Settings of the server.
+use crate::{keys::KeyDigest, media::ImageSettings};
+
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
     /// Names under which the model is served; the first is shown, all are accepted.
@@ -31,6 +33,18 @@ pub struct ServerConfig {
     /// Origins that browsers may call from; empty: CORS is off. `*` allows all.
     pub cors_origins: Vec<String>,
     /// Silence after which a stream sends a comment line.
+    /// Digests of the keys that callers may use; no keys and no file: nobody is asked for one.
+    pub api_keys: Vec<KeyDigest>,
+    /// File of further keys, which is read again by [`crate::AppState::reload`].
+    pub api_key_file: Option<PathBuf>,
+    /// `/metrics` asks for a key too.
+    pub metrics_require_key: bool,
+    /// Certificate and key; `None`: plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// What a connection may take.
+    pub connections: ConnectionLimits,
+    /// What images may be, and where they may be fetched from.
+    pub images: ImageSettings,
     pub keep_alive: Duration,
     /// How long running requests may go on after the shutdown signal.
     pub drain_timeout: Duration,
@@ -55,6 +69,51 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
+/// How the model writes calls of tools.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ToolCallFormat {
+    /// As its chat template teaches it; as Hermes does if that says nothing.
+    #[default]
+    Auto,
+    /// In this way.
+    Format(ToolFormat),
+    /// Tools are refused.
+    Off,
+}
+
+/// PEM files for TLS; both are read again by [`crate::AppState::reload`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, followed by those that sign it.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// What a connection may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Open connections; more wait to be accepted.
+    pub max_connections: u32,
+    /// From the connection to the head of its first request, TLS included.
+    pub header_timeout: Duration,
+    /// From the end of an answer to the head of the next request.
+    pub idle_timeout: Duration,
+    /// How long a client may take nothing of what is sent to it.
+    pub stall_timeout: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            header_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(90),
+            stall_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
             served_model_names: vec!["model".into()],
             model_root: "model".into(),
             max_model_len: 2048,
@@ -67,6 +126,12 @@ impl Default for ServerConfig {
             keep_alive: Duration::from_secs(15),
             drain_timeout: Duration::from_secs(30),
             cache: CacheBounds::default(),
+            api_keys: Vec::new(),
+            api_key_file: None,
+            metrics_require_key: false,
+            tls: None,
+            connections: ConnectionLimits::default(),
+            images: ImageSettings::default(),
             turn_memory_bytes: 16 << 20,
             turn_file: None,
             generation: GenerationDefaults::default(),
@@ -118,6 +183,9 @@ impl ServerConfig {
     }
 }
 
+        if self.connections.max_connections == 0 {
+            return fail("connections.max_connections", "must be at least 1");
+        }
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -301,6 +301,12 @@ impl ApiError {
         }
     }
 
+    /// The answer to a key that may not use a model.
+    pub(crate) fn model_denied(name: &str) -> Self {
+        let message = format!("This API key may not use the model {:?}.", clip(name));
+        Self::field(ErrorKind::PermissionDenied, "model", message)
+    }
+
     /// The answer to everything new while the server drains.
     pub(crate) fn shutting_down() -> Self {
         Self::new(ErrorKind::ShuttingDown, "The server is shutting down.")

@@ -1,26 +1,23 @@
 //! What happens to every request on its way in and out: ids, headers, one span, one count.
 
 use std::{
-    pin::Pin,
     sync::{Arc, OnceLock},
-    task::{Context, Poll},
     time::Instant,
 };
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware::Next,
     response::Response,
 };
-use futures_util::Stream;
 use locket_engine::EngineHandle;
 use tracing::Instrument as _;
 
 use crate::{
-    error::ErrorKind, generation::is_request_id, metrics::HttpMetrics, state::AppState,
-    unread_body::UnreadBody,
+    error::ErrorKind, generation::is_request_id, keys::Key, metrics::HttpMetrics, stall::Watched,
+    state::AppState, unread_body::UnreadBody,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -41,12 +38,18 @@ struct ContextShared {
     id: OnceLock<String>,
     arrived: Instant,
     body_read: OnceLock<Instant>,
+    /// If keys are asked for.
+    key: OnceLock<Arc<Key>>,
 }
 
 impl RequestContext {
     fn new() -> Self {
-        let shared =
-            ContextShared { id: OnceLock::new(), arrived: Instant::now(), body_read: OnceLock::new() };
+        let shared = ContextShared {
+            id: OnceLock::new(),
+            arrived: Instant::now(),
+            body_read: OnceLock::new(),
+            key: OnceLock::new(),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -69,6 +72,17 @@ impl RequestContext {
     /// The id that the client sees.
     pub(crate) fn request_id(&self) -> &str {
         self.shared.id.get_or_init(new_request_id)
+    }
+
+    /// Says with which key the request came.
+    pub(crate) fn settle_key(&self, key: Arc<Key>) {
+        // Called once per request.
+        let _ = self.shared.key.set(key);
+    }
+
+    /// The key of the request; `None` where none is needed.
+    pub(crate) fn key(&self) -> Option<&Arc<Key>> {
+        self.shared.key.get()
     }
 
     fn processing_ms(&self) -> u64 {
@@ -134,7 +148,8 @@ pub(crate) async fn observe(State(state): State<AppState>, mut request: Request,
         outcome.status = Some(status);
         return response;
     }
-    response.map(|body| Body::from_stream(Watched { inner: body.into_data_stream(), status, outcome }))
+    let limit = state.config().connections.stall_timeout;
+    response.map(|body| Body::from_stream(Watched::new(body.into_data_stream(), status, outcome, limit)))
 }
 
 /// Methods as metric labels; what is not of HTTP itself shares one.
@@ -171,13 +186,39 @@ fn load_report(format: &HeaderValue, engine: &EngineHandle) -> Option<HeaderValu
 }
 
 /// Counts one request when dropped; without a status the client has gone away.
-struct Outcome {
+pub(crate) struct Outcome {
     metrics: HttpMetrics,
     span: tracing::Span,
     route: String,
     method: &'static str,
     arrived: Instant,
     status: Option<u16>,
+}
+
+impl Outcome {
+    /// The answer was sent to its end.
+    pub(crate) fn settle(&mut self, status: u16) {
+        self.status = Some(status);
+    }
+
+    /// Of a request to nowhere.
+    #[cfg(test)]
+    pub(crate) fn for_test(registry: &prometheus::Registry) -> Self {
+        Self {
+            metrics: HttpMetrics::register(registry).expect("an empty registry"),
+            span: tracing::Span::none(),
+            route: "/".into(),
+            method: "POST",
+            arrived: Instant::now(),
+            status: None,
+        }
+    }
+
+    /// The client has stopped reading.
+    pub(crate) fn has_stalled(&self) {
+        self.metrics.count_stall();
+        tracing::info!(parent: &self.span, "the client has stopped reading; its answer ends");
+    }
 }
 
 impl Drop for Outcome {
@@ -191,25 +232,6 @@ impl Drop for Outcome {
         } else {
             tracing::debug!(parent: &self.span, status, seconds, "request ended");
         }
-    }
-}
-
-/// A streamed body that knows whether it was read to its end.
-struct Watched {
-    inner: axum::body::BodyDataStream,
-    status: u16,
-    outcome: Outcome,
-}
-
-impl Stream for Watched {
-    type Item = Result<Bytes, axum::Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let item = Pin::new(&mut self.inner).poll_next(context);
-        if let Poll::Ready(None) = item {
-            self.outcome.status = Some(self.status);
-        }
-        item
     }
 }
 

@@ -15,10 +15,12 @@ mod fields;
 mod generation;
 mod json;
 mod known_fields;
+pub mod keys;
 mod layers;
 mod limits;
 mod logprobs;
 mod message;
+pub mod media;
 mod metrics;
 mod openai;
 mod prompt;
@@ -27,10 +29,12 @@ mod run;
 mod schema;
 pub mod state;
 mod stream;
+pub mod serve;
+mod stall;
 mod turns;
 mod unread_body;
 
-use std::{future::IntoFuture as _, io, time::Duration};
+use std::time::Duration;
 
 use axum::{
     Router,
@@ -38,9 +42,7 @@ use axum::{
     middleware,
     response::{IntoResponse, Response},
     routing::{any, get, post},
-    serve::ListenerExt as _,
 };
-use tokio::net::TcpListener;
 use tower::Layer as _;
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -52,6 +54,7 @@ pub use config::{CacheBounds, ConfigError, ServerConfig};
 pub use error::{ApiError, ErrorKind, ErrorRow};
 pub use state::{AppState, SetupError};
 
+pub use serve::serve;
 use routes::{chat, completions, fallback, health, models, tokenize};
 
 /// All routes and layers. A trailing slash is the same route.
@@ -88,6 +91,7 @@ pub fn router(state: AppState) -> Router {
 /// Routes of the API that this server does not have.
 const NOT_IMPLEMENTED: &[&str] = &[
     "/v1/responses",
+        .layer(middleware::from_fn_with_state(state.clone(), keys::check))
     "/v1/responses/{*rest}",
     "/v1/embeddings",
     "/v1/moderations",
@@ -146,49 +150,4 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("a panic without a message");
     ApiError::internal(detail).into_response()
-}
-
-/// Serves until `shutdown` resolves and the running requests have ended.
-///
-/// On the signal `/ready` and new requests turn 503 at once. Connections are still accepted until
-/// the running requests have ended, or the drain time is over, so that clients and balancers get
-/// an answer. What the engine then still runs ends with a stream error event.
-///
-/// # Errors
-/// The listener failed.
-pub async fn serve(
-    listener: TcpListener,
-    state: AppState,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
-    /// After the drain time: for last bytes to reach slow readers.
-    const LAST_BYTES: Duration = Duration::from_secs(5);
-    // Small events must leave at once.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
-        }
-    });
-    let is_drained = tokio_util::sync::CancellationToken::new();
-    let drained = is_drained.clone();
-    let drain = async {
-        shutdown.await;
-        let timeout = state.config().drain_timeout;
-        tracing::info!(seconds = timeout.as_secs_f64(), "shutting down: running requests may finish");
-        state.begin_drain();
-        let all_ended = tokio::time::timeout(timeout, state.permits().all_returned()).await.is_ok();
-        if !all_ended {
-            tracing::warn!("the drain time is over with requests still running");
-        }
-        drained.cancel();
-        // Whoever still holds a connection open then is cut off.
-        tokio::time::sleep(LAST_BYTES).await;
-    };
-    let server = axum::serve(listener, router(state.clone()))
-        .with_graceful_shutdown(async move { is_drained.cancelled().await })
-        .into_future();
-    tokio::select! {
-        result = server => result,
-        () = drain => Ok(()),
-    }
 }

@@ -10,6 +10,7 @@ use crate::{
     error::{ApiError, ErrorKind},
     generation::is_request_id,
     json,
+    keys::{Key, KeySlot},
     known_fields::Route,
     layers::RequestContext,
     state::AppState,
@@ -25,6 +26,8 @@ pub(crate) struct Permits {
 #[derive(Debug)]
 pub(crate) struct Permit {
     _permit: OwnedSemaphorePermit,
+    /// The key's own.
+    of_key: KeySlot,
 }
 
 impl Permits {
@@ -38,7 +41,7 @@ impl Permits {
             let message = format!("The server works on {} requests already. Try again later.", self.limit);
             ApiError::new(ErrorKind::ServerOverloaded, message)
         })?;
-        Ok(Permit { _permit: permit })
+        Ok(Permit { _permit: permit, of_key: None })
     }
 
     /// Waits until no permit is out.
@@ -57,7 +60,8 @@ pub(crate) struct Admitted {
 /// Takes a permit, reads the body, parses it and settles the request's id.
 ///
 /// # Errors
-/// 503 while draining or at the limit, 415, 413, 400 for what is not a JSON object.
+/// 503 while draining or at the limit, 429 for a limit of the key, 415, 413, 400 for what is not a
+/// JSON object, 403 for a model that the key may not use.
 pub(crate) async fn admit(
     state: &AppState,
     context: &RequestContext,
@@ -67,7 +71,13 @@ pub(crate) async fn admit(
     if state.is_draining() {
         return Err(ApiError::shutting_down());
     }
-    let permit = state.permits().take()?;
+    let mut permit = state.permits().take()?;
+    if let Some(key) = context.key() {
+        permit.of_key = key.limits.admit().map_err(|exceeded| {
+            state.metrics().count_limited(&key.entry.name, exceeded.limit);
+            exceeded.into_error()
+        })?;
+    }
     let (head, body) = request.into_parts();
     let body_type = json::body_type(&head.headers)?;
     let config = state.config();
@@ -77,7 +87,22 @@ pub(crate) async fn admit(
     // Before anything else is checked, so that errors carry it.
     let id = body.get("request_id").and_then(Value::as_str);
     context.settle_id(id.filter(|id| route.knows("request_id") && is_request_id(id)));
+    if let Some(key) = context.key() {
+        check_model(state, key, &body)?;
+    }
     Ok(Admitted { body, permit })
+}
+
+/// Whether the key may use the model that the body names, or the one that is used without a name.
+/// A name that is not served is left to the route, which says so.
+fn check_model(state: &AppState, key: &Key, body: &Value) -> Result<(), ApiError> {
+    let served = &state.bounds().served_model_names;
+    let name = match body.get("model") {
+        Some(Value::String(name)) if served.contains(name) => name,
+        None | Some(Value::Null) => &state.bounds().primary_model(),
+        Some(_) => return Ok(()),
+    };
+    if key.may_use(name) { Ok(()) } else { Err(ApiError::model_denied(name)) }
 }
 
 #[cfg(test)]

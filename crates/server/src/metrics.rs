@@ -5,10 +5,14 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TEXT_FORMAT, TextEncoder};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TEXT_FORMAT,
+    TextEncoder,
+};
 
 use crate::{
     error::{ApiError, ErrorKind},
+    keys::Limit,
     state::AppState,
 };
 
@@ -21,6 +25,11 @@ pub(crate) struct HttpMetrics {
     requests: IntCounterVec,
     seconds: HistogramVec,
     errors: IntCounterVec,
+    stalls: IntCounter,
+    connections: IntGauge,
+    by_key: IntCounterVec,
+    limited: IntCounterVec,
+    reloads: IntCounterVec,
 }
 
 impl HttpMetrics {
@@ -45,16 +54,72 @@ impl HttpMetrics {
             Opts::new("locket_http_errors_total", "Error answers and error events by kind."),
             &["kind"],
         )?;
+        let stalls = IntCounter::new(
+            "locket_http_stalls_total",
+            "Streams that ended because their client stopped reading.",
+        )?;
+        let connections = IntGauge::new("locket_http_connections", "Open connections.")?;
+        let by_key = IntCounterVec::new(
+            Opts::new("locket_requests_by_key_total", "Requests by the name of their API key."),
+            &["key"],
+        )?;
+        let limited = IntCounterVec::new(
+            Opts::new("locket_rate_limited_total", "Requests refused by a limit of their API key."),
+            &["key", "limit"],
+        )?;
+        let reloads = IntCounterVec::new(
+            Opts::new("locket_reloads_total", "Files read again on SIGHUP."),
+            &["file", "result"],
+        )?;
+        registry.register(Box::new(stalls.clone()))?;
+        registry.register(Box::new(connections.clone()))?;
+        registry.register(Box::new(by_key.clone()))?;
+        registry.register(Box::new(limited.clone()))?;
+        registry.register(Box::new(reloads.clone()))?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
         registry.register(Box::new(errors.clone()))?;
-        Ok(Self { requests, seconds, errors })
+        Ok(Self { requests, seconds, errors, stalls, connections, by_key, limited, reloads })
     }
 
     /// Counts one answered or abandoned request.
     pub(crate) fn count_request(&self, route: &str, method: &str, status: u16, seconds: f64) {
         self.requests.with_label_values(&[route, method, status.to_string().as_str()]).inc();
         self.seconds.with_label_values(&[route]).observe(seconds);
+    }
+
+    /// Counts a client that stopped reading.
+    pub(crate) fn count_stall(&self) {
+        self.stalls.inc();
+    }
+
+    /// Open connections.
+    pub(crate) fn connections(&self) -> &IntGauge {
+        &self.connections
+    }
+
+    /// Counts a request with a good key.
+    pub(crate) fn count_key(&self, name: &str) {
+        self.by_key.with_label_values(&[name]).inc();
+    }
+
+    /// Counts a request that a key's limit refused.
+    pub(crate) fn count_limited(&self, name: &str, limit: Limit) {
+        self.limited.with_label_values(&[name, limit.label()]).inc();
+    }
+
+    /// Forgets a key that is gone, so that names do not pile up.
+    pub(crate) fn forget_key(&self, name: &str) {
+        // An error says that the series never was.
+        let _ = self.by_key.remove_label_values(&[name]);
+        for limit in Limit::ALL {
+            let _ = self.limited.remove_label_values(&[name, limit.label()]);
+        }
+    }
+
+    /// Counts a file that was read again.
+    pub(crate) fn count_reload(&self, file: &str, is_good: bool) {
+        self.reloads.with_label_values(&[file, if is_good { "ok" } else { "failed" }]).inc();
     }
 
     /// Counts one error, sent as an answer or inside a stream.
@@ -82,14 +147,22 @@ mod tests {
         let metrics = HttpMetrics::register(&registry).expect("an empty registry");
         metrics.count_request("/health", "GET", 200, 0.1);
         metrics.count_error(ErrorKind::InvalidJson);
+        metrics.count_key("ann");
+        metrics.count_limited("ann", Limit::Tokens);
+        metrics.count_reload("keys", true);
         let families = registry.gather();
-        assert_eq!(families.len(), 3);
-        for family in families {
+        assert_eq!(families.len(), 8);
+        for family in &families {
             let entry = format!("| `{}` |", family.name());
             assert!(
                 include_str!("../../../docs/metrics.md").contains(&entry),
                 "{entry} is not in docs/metrics.md"
             );
         }
+        metrics.forget_key("ann");
+        let left = registry.gather();
+        assert!(
+            left.iter().all(|family| !family.name().contains("by_key") && !family.name().contains("limited"))
+        );
     }
 }

@@ -7,6 +7,7 @@ use axum::{
     response::Response,
 };
 use futures_util::StreamExt as _;
+use locket_engine::GenerationRequest;
 
 use crate::{
     chat_ids::PromptIds,
@@ -14,6 +15,8 @@ use crate::{
     error::ApiError,
     fields::IgnoredFields,
     generation::{GenerationFields, Plan, PromptSource, sampling, steering_plan},
+    keys::TokenReservation,
+    layers::RequestContext,
     logprobs::TokenStyle,
     openai::Usage,
     prompt,
@@ -50,10 +53,11 @@ impl Job {
     /// Queues `n` choices of each prompt. Choice `i` belongs to prompt `i / n`.
     ///
     /// # Errors
-    /// Lengths that do not fit, 422 for a schema or grammar, and the engine's refusals; nothing is left behind.
+    /// Lengths that do not fit, 422 for a schema or grammar, 429 for the tokens of the request's key,
+    /// and the engine's refusals; nothing is left behind.
     pub(crate) async fn submit(
         state: &AppState,
-        request_id: &str,
+        context: &RequestContext,
         fields: &GenerationFields,
         source: PromptSource,
         mut prompts: Vec<PromptIds>,
@@ -70,7 +74,7 @@ impl Job {
         let mut requests = Vec::with_capacity(prompts.len());
         for prompt in &mut prompts {
             plan.truncate(prompt);
-            requests.push(plan.request(request_id, prompt, sampling.clone())?);
+            requests.push(plan.request(context.request_id(), prompt, sampling.clone())?);
         }
         let steering = steering_plan(state, fields).await?;
         for request in &mut requests {
@@ -94,12 +98,14 @@ impl Job {
         }
         let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|prompt| prompt.ids).collect();
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-        let counter = UsageCounter::new(&lengths, fields.choices(), fields.cache(&state.bounds().cache));
+        let counter = UsageCounter::new(&lengths, fields.choices(), fields.cache(&state.bounds().cache))
+            .settling(reservation);
         Ok(Self { prompts, choices: choice::interleave(choices), counter })
     }
 
     /// Reads all choices to their end.
     ///
+        let reservation = reserve_tokens(state, context, &requests)?;
     /// # Errors
     /// The first choice that fails fails the request.
     pub(crate) async fn collect(mut self, state: &AppState) -> Result<Done, ApiError> {
@@ -152,6 +158,23 @@ pub(crate) fn token_ids(tokens: &[ReleasedToken]) -> Vec<u32> {
 }
 
 /// Names the fields that the server did not know.
+/// Takes prompts and longest answers from the budget of the request's key.
+fn reserve_tokens(
+    state: &AppState,
+    context: &RequestContext,
+    requests: &[GenerationRequest],
+) -> Result<Option<TokenReservation>, ApiError> {
+    let Some(key) = context.key() else { return Ok(None) };
+    let most = |request: &GenerationRequest| {
+        request.prompt_ids.len() as u64 + u64::from(request.n) * u64::from(request.max_tokens)
+    };
+    let reserved = TokenReservation::take(&key.limits, requests.iter().map(most).sum());
+    reserved.map(Some).map_err(|exceeded| {
+        state.metrics().count_limited(&key.entry.name, exceeded.limit);
+        exceeded.into_error()
+    })
+}
+
 pub(crate) fn with_ignored_fields(mut response: Response, ignored: &IgnoredFields) -> Response {
     const IGNORED: HeaderName = HeaderName::from_static("x-ignored-fields");
     if let Some(value) = ignored.header().and_then(|names| HeaderValue::from_str(&names).ok()) {

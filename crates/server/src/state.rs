@@ -1,5 +1,5 @@
-//! What handlers share. Nothing here changes after start but counters, permits and the flag that
-//! says the server drains.
+//! What handlers share. Nothing here changes after start but counters, permits, the flag that says
+//! the server drains, and what [`AppState::reload`] reads again.
 
 use std::{
     path::PathBuf,
@@ -18,8 +18,10 @@ use crate::{
     config::{ConfigError, ServerConfig},
     generation::{Bounds, CacheChoice, GrammarMemory},
     limits::Permits,
+    keys::{ApiKeys, KeysError},
     metrics::HttpMetrics,
     turns::TurnMemory,
+    serve::{Tls, TlsError},
 };
 
 /// Why the server cannot be set up.
@@ -33,6 +35,12 @@ pub enum SetupError {
     Metrics(#[from] prometheus::Error),
     /// The file of remembered turns cannot be used.
     #[error("turn file {}: {source}", path.display())]
+    /// The API keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// Certificate or key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     Turns {
         /// The file.
         path: PathBuf,
@@ -57,6 +65,8 @@ struct Shared {
     permits: Permits,
     turns: Option<Arc<TurnMemory>>,
     grammars: GrammarMemory,
+    keys: ApiKeys,
+    tls: Option<Tls>,
     is_draining: AtomicBool,
     created: u64,
 }
@@ -86,6 +96,8 @@ impl AppState {
         let turns = match (config.turn_memory_bytes, &config.turn_file) {
             (0, _) => None,
             (bytes, None) => Some(TurnMemory::new(bytes)),
+        let keys = ApiKeys::open(&config.api_keys, config.api_key_file.as_deref())?;
+        let tls = config.tls.clone().map(Tls::load).transpose()?;
             (bytes, Some(path)) => {
                 let opened = TurnMemory::open(bytes, path, &config.fingerprint);
                 Some(opened.map_err(|source| SetupError::Turns { path: path.clone(), source })?)
@@ -104,6 +116,8 @@ impl AppState {
                 grammars: GrammarMemory::new(),
                 is_draining: AtomicBool::new(false),
                 created: unix_seconds(),
+                keys,
+                tls,
             }),
         })
     }
@@ -141,6 +155,45 @@ impl AppState {
     /// Generated turns, if they are remembered.
     pub(crate) fn turns(&self) -> Option<&Arc<TurnMemory>> {
         self.shared.turns.as_ref()
+    }
+
+    pub(crate) fn keys(&self) -> &ApiKeys {
+        &self.shared.keys
+    }
+
+    /// Certificate and key, if connections are encrypted.
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.shared.tls.as_ref()
+    }
+
+    /// Whether callers need an API key.
+    pub fn requires_key(&self) -> bool {
+        self.shared.keys.is_required()
+    }
+
+    /// Reads the key file and the certificate again. A file that cannot be used is logged and counted,
+    /// and what was read before stays in use.
+    pub fn reload(&self) {
+        let metrics = self.metrics();
+        if self.config().api_key_file.is_some() {
+            let result = self.keys().reload();
+            metrics.count_reload("keys", result.is_ok());
+            match result {
+                Ok(gone) => {
+                    gone.iter().for_each(|name| metrics.forget_key(name));
+                    tracing::info!(keys = self.keys().names().len(), "the API keys were read again");
+                }
+                Err(error) => tracing::error!(%error, "the API keys stay as they were"),
+            }
+        }
+        if let Some(tls) = self.tls() {
+            let result = tls.reload();
+            metrics.count_reload("certificate", result.is_ok());
+            match result {
+                Ok(()) => tracing::info!("the certificate was read again"),
+                Err(error) => tracing::error!(%error, "the certificate stays as it was"),
+            }
+        }
     }
 
     /// Grammars compiled before.

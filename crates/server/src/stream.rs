@@ -17,6 +17,7 @@ use crate::{
     error::ApiError,
     generation::{CacheChoice, StreamOptions},
     limits::Permit,
+    keys::TokenReservation,
     metrics::HttpMetrics,
     openai::{LocketUsage, Usage},
 };
@@ -91,6 +92,17 @@ pub(crate) struct UsageCounter {
 }
 
 impl UsageCounter {
+    /// Of the key's budget; settled when the request ends, however it does.
+    reservation: Option<TokenReservation>,
+}
+
+impl Drop for UsageCounter {
+    fn drop(&mut self) {
+        let used = self.prompt_tokens + self.completion_tokens.iter().sum::<u64>();
+        if let Some(reservation) = &mut self.reservation {
+            reservation.use_up(used);
+        }
+    }
     /// Nothing generated yet. `prompt_lengths` has one entry per prompt.
     pub(crate) fn new(prompt_lengths: &[usize], choices_per_prompt: u32, cache: CacheChoice) -> Self {
         let choices = prompt_lengths.len() * choices_per_prompt as usize;
@@ -104,9 +116,16 @@ impl UsageCounter {
         }
     }
 
+            reservation: None,
     /// Takes an event into account.
     pub(crate) fn count(&mut self, index: u32, event: &ChoiceEvent) {
         let (tokens, folded_tokens) = match event {
+    /// Settles what the request holds of its key's budget when it ends.
+    pub(crate) fn settling(mut self, reservation: Option<TokenReservation>) -> Self {
+        self.reservation = reservation;
+        self
+    }
+
             ChoiceEvent::Started { cached_tokens } => {
                 let prompt = (index / self.choices_per_prompt) as usize;
                 if let Some(cached) = self.cached_tokens.get_mut(prompt) {

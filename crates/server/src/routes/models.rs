@@ -1,7 +1,7 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State, rejection::PathRejection},
     response::{IntoResponse, Response},
 };
@@ -9,6 +9,7 @@ use axum::{
 use crate::{
     config::CacheBounds,
     error::{ApiError, ErrorKind, clip},
+    layers::RequestContext,
     openai::{CacheCard, ModelCard, ModelExtension, ModelList},
     state::AppState,
 };
@@ -39,16 +40,21 @@ fn card<'a>(state: &'a AppState, name: &'a str) -> ModelCard<'a> {
     }
 }
 
-/// All served names.
-pub(crate) async fn list(State(state): State<AppState>) -> Response {
-    let names = &state.config().served_model_names;
-    let data = names.iter().map(|name| card(&state, name)).collect();
+/// All served names that the request's key may use.
+pub(crate) async fn list(
+    State(state): State<AppState>,
+    Extension(context): Extension<RequestContext>,
+) -> Response {
+    let may_use = |name: &&String| context.key().is_none_or(|key| key.may_use(name));
+    let names = state.config().served_model_names.iter().filter(may_use);
+    let data = names.map(|name| card(&state, name)).collect();
     Json(ModelList { object: "list", data }).into_response()
 }
 
 /// One served name; it may contain slashes.
 pub(crate) async fn show(
     State(state): State<AppState>,
+    Extension(context): Extension<RequestContext>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let not_found = |message| ApiError::field(ErrorKind::ModelNotFound, "model", message);
@@ -58,5 +64,8 @@ pub(crate) async fn show(
         .iter()
         .find(|name| **name == id)
         .ok_or_else(|| not_found(format!("The model {:?} does not exist.", clip(&id))))?;
+    if context.key().is_some_and(|key| !key.may_use(name)) {
+        return Err(ApiError::model_denied(name));
+    }
     Ok(Json(card(&state, name)).into_response())
 }

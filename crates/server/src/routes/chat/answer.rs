@@ -26,8 +26,7 @@ pub(super) fn respond(state: &AppState, chat: &ChatRequest, stamp: &Stamp, done:
         model: &stamp.model,
         choices,
         usage,
-        // No key has a tier of its own yet.
-        service_tier: "default",
+        service_tier: chat.used_tier,
         system_fingerprint: &stamp.system_fingerprint,
         metadata: chat.metadata.as_ref(),
         prompt_token_ids: prompt_token_ids.map(Vec::as_slice),

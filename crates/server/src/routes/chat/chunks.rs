@@ -60,7 +60,7 @@ impl ChatChunks {
             model: &self.stamp.model,
             system_fingerprint: &self.stamp.system_fingerprint,
             choices,
-            service_tier: self.chat.has_service_tier.then_some("default"),
+            service_tier: self.chat.service_tier.map(|_| self.chat.used_tier),
             usage,
             prompt_token_ids: prompt_ids.as_deref(),
         });

@@ -4,6 +4,7 @@ mod answer;
 mod chunks;
 mod messages;
 mod request;
+use std::sync::Arc;
 
 use axum::{
     Extension,
@@ -23,6 +24,7 @@ use crate::{
     known_fields::Route,
     layers::RequestContext,
     limits::{self, Admitted},
+    keys,
     openai::{Stamp, new_id},
     prompt::{self, ChatNeeds},
     run::{self, Job},
@@ -43,6 +45,8 @@ pub(crate) async fn create(
     let messages = std::mem::take(&mut chat.messages);
     let prompt = ChatPrompt { messages, ..std::mem::take(&mut chat.template).into_prompt() };
     let cache = chat.generation.cache(&state.bounds().cache);
+    let key = context.key().map(Arc::as_ref);
+    chat.used_tier = keys::apply_tier(chat.service_tier, key, &mut chat.generation.priority);
     let needs = ChatNeeds {
         most_pinned: cache.most_pinned(),
         wants_snapshot: state.bounds().cache.snapshots,
@@ -56,9 +60,7 @@ pub(crate) async fn create(
         model: chat.generation.model.clone().unwrap_or_else(|| state.bounds().primary_model()),
         system_fingerprint: state.fingerprint(cache),
     };
-    let job =
-        Job::submit(&state, context.request_id(), &chat.generation, PromptSource::Messages, vec![prompt])
-            .await?;
+    let job = Job::submit(&state, &context, &chat.generation, PromptSource::Messages, vec![prompt]).await?;
     let response = if chat.generation.stream {
         chunks::respond(&state, chat, stamp, job, permit)
     } else {

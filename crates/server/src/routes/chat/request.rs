@@ -23,8 +23,10 @@ pub(crate) struct ChatRequest {
     pub(crate) message_plan: MessagePlan,
     /// Returned as it came.
     pub(crate) metadata: Option<Value>,
-    /// The request named a service tier; the one used is returned.
-    pub(crate) has_service_tier: bool,
+    /// The tier that the request names.
+    pub(crate) service_tier: Option<&'static str>,
+    /// The tier that it gets, which is returned.
+    pub(crate) used_tier: &'static str,
 }
 
 /// Fields that go to the chat template; `/tokenize` has them too.
@@ -111,7 +113,7 @@ impl ChatRequest {
         bounds: &Bounds,
         ignored: &mut IgnoredFields,
     ) -> Result<Self, ApiError> {
-        let mut request = Self::default();
+        let mut request = Self { used_tier: "default", ..Self::default() };
         let mut own = OwnFields::default();
         body.entries(|name, field| {
             if !Route::Chat.is_to_be_read(name, &field, ignored)?
@@ -123,10 +125,7 @@ impl ChatRequest {
             match name {
                 "messages" => request.messages = read_messages(&field, ignored)?,
                 "metadata" => request.metadata = Some(read_metadata(&field)?),
-                "service_tier" => {
-                    field.one_of(&["auto", "default", "flex", "scale", "priority", "fast"])?;
-                    request.has_service_tier = true;
-                }
+                "service_tier" => request.service_tier = Some(read_service_tier(&field)?),
                 _ => own.read(name, &field)?,
             }
             Ok(())
@@ -187,6 +186,11 @@ impl OwnFields {
         generation.max_tokens = self.max_completion_tokens.or(generation.max_tokens);
         Ok(())
     }
+/// One of the API's tiers.
+pub(crate) fn read_service_tier(field: &Field<'_, '_>) -> Result<&'static str, ApiError> {
+    field.one_of(&["auto", "default", "flex", "scale", "priority", "fast"])
+}
+
 }
 
 /// Up to 16 pairs of short strings.

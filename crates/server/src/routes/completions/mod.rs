@@ -52,7 +52,7 @@ pub(crate) async fn create(
         system_fingerprint: state.fingerprint(completion.generation.cache(&state.bounds().cache)),
     };
     let fields = &completion.generation;
-    let job = Job::submit(&state, context.request_id(), fields, PromptSource::Prompt, prompt_ids).await?;
+    let job = Job::submit(&state, &context, fields, PromptSource::Prompt, prompt_ids).await?;
     let response = if completion.generation.stream {
         chunks::respond(&state, completion, stamp, job, permit)
     } else {
