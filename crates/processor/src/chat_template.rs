@@ -6,7 +6,11 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{ChatPrompt, Error};
+use crate::{
+    ChatPrompt, Error,
+    reasoning::TemplateSwitches,
+    tools::{self, ToolFormat},
+};
 
 /// The largest prompt text that a template may produce.
 const MAX_PROMPT_BYTES: usize = 8 << 20;
@@ -29,11 +33,18 @@ const RESERVED: [&str; 7] = [
 /// A compiled template and what it was found to understand.
 pub(crate) struct ChatTemplate {
     template: hf_chat_template::ChatTemplate,
+    source: String,
     /// `bos_token` and the like, as the template's variables.
     special_tokens: Map<String, Value>,
     takes_text: bool,
     takes_parts: bool,
     knows_developer: bool,
+    switches: TemplateSwitches,
+    /// It prints tools.
+    takes_tools: bool,
+    /// It prints the arguments of calls that are objects, not texts.
+    takes_objects: bool,
+    tool_format: Option<ToolFormat>,
 }
 
 impl ChatTemplate {
@@ -46,10 +57,15 @@ impl ChatTemplate {
             hf_chat_template::ChatTemplate::from_str(source).map_err(|error| template_error(&error))?;
         let mut this = Self {
             template,
+            source: source.to_owned(),
             special_tokens,
             takes_text: true,
             takes_parts: false,
             knows_developer: source.contains("developer"),
+            switches: TemplateSwitches::default(),
+            takes_tools: false,
+            takes_objects: false,
+            tool_format: ToolFormat::detect(source),
         };
         let probe = |content: Value| {
             let messages = vec![json!({"role": "user", "content": content})];
@@ -61,7 +77,80 @@ impl ChatTemplate {
         let takes_parts = parts.contains("PROBE") && !parts.contains("text");
         let takes_text = text.contains("PROBE") || !takes_parts;
         (this.takes_text, this.takes_parts) = (takes_text, takes_parts);
+        this.takes_tools = source.contains("tools") && this.probe_tools();
+        this.takes_objects = this.takes_tools && this.probe_arguments();
+        this.switches = this.probe_switches();
         Ok(this)
+    }
+
+    fn probe_switches(&self) -> TemplateSwitches {
+        let on_off = || [true.into(), false.into()];
+        TemplateSwitches {
+            enable_thinking: self.is_switch("enable_thinking", on_off()),
+            thinking: self.is_switch("thinking", on_off()),
+            reasoning_effort: self.is_switch("reasoning_effort", ["low".into(), "high".into()]),
+        }
+    }
+
+    /// Whether a variable's value changes what is printed.
+    fn is_switch(&self, name: &str, values: [Value; 2]) -> bool {
+        if !self.source.contains(name) {
+            return false;
+        }
+        let [first, second] = values.map(|value| {
+            let kwargs = Map::from_iter([(name.to_owned(), value)]);
+            let messages = vec![json!({"role": "user", "content": "PROBE"})];
+            self.render(&ChatPrompt { messages, kwargs, add_generation_prompt: true, ..ChatPrompt::default() })
+        });
+        matches!((first, second), (Ok(first), Ok(second)) if first != second)
+    }
+
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Which variables about thoughts it knows.
+    pub fn switches(&self) -> TemplateSwitches {
+        self.switches
+    }
+
+    /// Whether a tool is printed.
+    fn probe_tools(&self) -> bool {
+        let function = json!({"name": "PROBE", "description": "PROBE", "parameters": {"type": "object", "properties": {}}});
+        let tools = Some(vec![json!({"type": "function", "function": function})]);
+        let chat = ChatPrompt { tools, ..ChatPrompt::default() };
+        let message = self.message(0, &json!({"role": "user", "content": "Hi"}));
+        let text = message.and_then(|message| self.render_messages(vec![message], &chat, true));
+        text.is_ok_and(|text| text.contains("PROBE"))
+    }
+
+    /// Whether arguments are printed as JSON if they are an object. Some templates join them to text,
+    /// which fails; others print a text as a JSON string, quotes and backslashes included.
+    fn probe_arguments(&self) -> bool {
+        let function = json!({"name": "f", "arguments": {"PROBE": 1}});
+        let call = json!({"id": "call12345", "type": "function", "function": function});
+        let messages = [
+            json!({"role": "user", "content": "Hi"}),
+            json!({"role": "assistant", "content": "", "tool_calls": [call]}),
+        ];
+        let messages = messages.iter().map(|message| self.message(0, message)).collect::<Result<_, _>>();
+        let text =
+            messages.and_then(|messages| self.render_messages(messages, &ChatPrompt::default(), false));
+        text.is_ok_and(|text| text.contains("PROBE"))
+    }
+
+    /// The format of calls that the template teaches.
+    pub fn tool_format(&self) -> Option<ToolFormat> {
+        self.tool_format.filter(|_| self.takes_tools)
+    }
+
+    /// Writes tools, calls and results out as text, if the template knows no tools.
+    pub fn write_out_tools(&self, chat: &mut ChatPrompt) {
+        if !self.takes_tools {
+            let format = chat.tool_format;
+            tools::write_out(chat, format);
+        }
     }
 
     /// Messages to prompt text.
@@ -108,6 +197,9 @@ impl ChatTemplate {
         };
         if !self.knows_developer && fields.get("role").and_then(Value::as_str) == Some("developer") {
             fields.insert("role".into(), "system".into());
+        }
+        if self.takes_objects {
+            tools::arguments_as_objects(fields);
         }
         let content = match fields.get("content") {
             Some(Value::Array(parts)) if !self.takes_parts => Value::String(joined_text(idx, parts)?),

@@ -21,14 +21,17 @@ mod stop_strings;
 pub mod text_stream;
 mod token_table;
 mod tokenizer;
+pub mod tools;
 
 pub use error::Error;
 pub use text_stream::{TextDelta, TextOptions, TextStream};
 
 use crate::{
     chat_template::ChatTemplate,
+    reasoning::{ReasoningProfile, ReasoningSettings, TemplateSwitches},
     steering::{GrammarError, Grammars},
     tokenizer::Tokenizer,
+    tools::ToolFormat,
 };
 
 /// A conversation to be rendered by the chat template.
@@ -40,6 +43,8 @@ pub struct ChatPrompt {
     pub messages: Vec<serde_json::Value>,
     /// Tools as the template sees them.
     pub tools: Option<Vec<serde_json::Value>>,
+    /// How calls are written where the template knows no tools and they are written into the messages.
+    pub tool_format: ToolFormat,
     /// Documents as the template sees them.
     pub documents: Option<Vec<serde_json::Value>>,
     /// End with the assistant's header.
@@ -121,6 +126,37 @@ impl Processor {
     /// [`Error::PromptTooLong`], [`Error::NoTemplate`].
     pub fn render_chat(&self, chat: &ChatPrompt) -> Result<String, Error> {
         self.chat_template.as_ref().ok_or(Error::NoTemplate)?.render(chat)
+    }
+
+    /// The format of calls that the chat template teaches; `None` if it does not say.
+    pub fn tool_format(&self) -> Option<ToolFormat> {
+        self.chat_template.as_ref()?.tool_format()
+    }
+
+    /// Makes a conversation one that the template can print: where it knows no tools, these are told
+    /// in the system message, calls become text of the assistant, and results messages of the user.
+    /// To be done before [`Self::render_chat`]; the conversation stays as it is otherwise.
+    pub fn write_out_tools(&self, chat: &mut ChatPrompt) {
+        if let Some(template) = &self.chat_template {
+            template.write_out_tools(chat);
+        }
+    }
+
+    /// How the model thinks: what `settings` say, else what its chat template shows.
+    ///
+    /// # Errors
+    /// As [`ReasoningProfile::resolve`].
+    pub fn reasoning_profile(
+        &self,
+        settings: &ReasoningSettings,
+    ) -> Result<Option<ReasoningProfile>, String> {
+        let source = self.chat_template.as_ref().map(ChatTemplate::source);
+        ReasoningProfile::resolve(settings, source)
+    }
+
+    /// Variables about thoughts that the chat template knows.
+    pub fn template_switches(&self) -> TemplateSwitches {
+        self.chat_template.as_ref().map(ChatTemplate::switches).unwrap_or_default()
     }
 
     /// The exact bytes of a token; joining them gives the text. Empty for ids out of range.

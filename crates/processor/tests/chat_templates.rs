@@ -4,7 +4,7 @@
 
 mod support;
 
-use locket_processor::{ChatPrompt, Error, Processor};
+use locket_processor::{ChatPrompt, Error, Processor, tools::ToolFormat};
 use serde_json::{Value, json};
 use support::{byte_level_vocabulary, processor};
 
@@ -18,6 +18,7 @@ fn chat(chat: &Value) -> ChatPrompt {
     ChatPrompt {
         messages: list("messages").unwrap_or_default(),
         tools: list("tools"),
+        tool_format: ToolFormat::default(),
         documents: list("documents"),
         add_generation_prompt: flag("add_generation_prompt"),
         continue_final_message: flag("continue_final_message"),
@@ -110,4 +111,49 @@ fn a_prompt_has_a_largest_size() {
     let template = with_template("{% for i in range(3) %}{{ messages[0].content }}{% endfor %}");
     let message = template.render_chat(&user(&json!("x".repeat(3 << 20)))).unwrap_err().to_string();
     assert!(message.contains("the limit is 8388608"), "{message}");
+}
+
+fn called(arguments: &Value) -> ChatPrompt {
+    let call = json!({"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}});
+    chat(&json!({
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "a", "content": "5"}
+        ],
+        "tools": [{"type": "function", "function": {"name": "f"}}]
+    }))
+}
+
+/// A template that knows no tools gets them as text; one that does gets them as they are.
+#[test]
+fn tools_are_written_out_where_the_template_knows_none() {
+    let plain = with_template("{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}");
+    let mut prompt = called(&json!("{\"x\": 1}"));
+    plain.write_out_tools(&mut prompt);
+    let text = plain.render_chat(&prompt).unwrap();
+    assert!(text.starts_with("[system:You may call functions"), "{text}");
+    assert!(
+        text.contains("[assistant:<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n</tool_call>]"),
+        "{text}"
+    );
+    assert!(text.ends_with("[user:<tool_response name=\"f\">\n5\n</tool_response>]"), "{text}");
+    assert_eq!(plain.tool_format(), None);
+
+    let own = "<tool_call> {% for t in tools %}{{ t.function.name }}{% endfor %}{% for m in messages %}[{{ m.content }}\
+               {% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}]{% endfor %}";
+    let own = with_template(own);
+    let mut prompt = called(&json!("{\"x\": 1}"));
+    own.write_out_tools(&mut prompt);
+    assert_eq!(own.render_chat(&prompt).unwrap().matches("{\"x\": 1}").count(), 1);
+    assert_eq!(own.tool_format(), Some(ToolFormat::Hermes));
+}
+
+/// A template that joins arguments to text needs them as text.
+#[test]
+fn arguments_stay_text_where_the_template_needs_text() {
+    let joins = "{% if tools %}{{ tools[0].function.name }}{% endif %}{% for m in messages %}{% for c in m.tool_calls %}\
+                 {{ 'args ' + c.function.arguments }}{% endfor %}{% endfor %}";
+    let joins = with_template(joins);
+    assert_eq!(joins.render_chat(&called(&json!("{\"x\": 1}"))).unwrap(), "fargs {\"x\": 1}");
 }

@@ -1,0 +1,235 @@
+//! Grammars of calls: for answers that must be calls, and for calls that the model begins by itself.
+
+use serde_json::{Map, Value, json};
+
+use super::{ToolFormat, hermes, pythonic::is_name};
+use crate::steering::{GrammarSource, check_schema};
+
+/// A function that the model may call.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ToolSpec {
+    /// 1 to 64 of `[A-Za-z0-9_-]`.
+    pub name: String,
+    /// JSON Schema of an object; `None` is a function without arguments.
+    pub parameters: Option<Value>,
+    /// The arguments must fit the schema. Otherwise they do where the schema can be made a grammar,
+    /// and are any object where it cannot.
+    pub is_strict: bool,
+}
+
+/// The calls that an answer may have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolSyntax {
+    /// How they are written.
+    pub format: ToolFormat,
+    /// The functions, at least one.
+    pub tools: Vec<ToolSpec>,
+    /// More than one call.
+    pub is_parallel: bool,
+}
+
+/// How calls come about in free text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CallTrigger {
+    /// Texts with which a call begins.
+    pub markers: Vec<String>,
+    /// The grammar begins with the marker; otherwise right after it.
+    pub grammar_has_marker: bool,
+    /// One call, or one list of calls.
+    pub grammar: GrammarSource,
+}
+
+impl ToolSyntax {
+    /// The names of all functions.
+    pub fn names(&self) -> Vec<String> {
+        self.tools.iter().map(|tool| tool.name.clone()).collect()
+    }
+
+    /// How often the model may call.
+    pub fn max_calls(&self) -> Option<u32> {
+        if self.is_parallel { None } else { Some(1) }
+    }
+
+    /// Lets the arguments of tools that are not strict be any object where their schema cannot be
+    /// made a grammar. Takes milliseconds for large schemas.
+    pub fn relax(&mut self) {
+        for tool in self.tools.iter_mut().filter(|tool| !tool.is_strict) {
+            if let Some(schema) = &mut tool.parameters
+                && check_schema(&object_schema(schema)).is_err()
+            {
+                *schema = json!({"type": "object"});
+            }
+        }
+    }
+
+    /// How a call begins in free text, and how it then goes on.
+    pub fn trigger(&self) -> CallTrigger {
+        let (markers, grammar_has_marker) = match self.format {
+            ToolFormat::Hermes => (vec![hermes::OPEN.to_owned()], false),
+            ToolFormat::LlamaJson => {
+                (self.tools.iter().flat_map(|tool| object_heads(&tool.name)).collect(), true)
+            }
+            ToolFormat::Pythonic => {
+                (self.tools.iter().map(|tool| format!("[{}(", tool.name)).collect(), true)
+            }
+        };
+        CallTrigger { markers, grammar_has_marker, grammar: self.after_marker() }
+    }
+
+    /// An answer of calls only, one or several.
+    pub fn calls(&self) -> GrammarSource {
+        let one = || self.any_tool(|tool| one_call(self.format, tool));
+        let more = |separator: &str| {
+            let next = sequence([text(separator), one()]);
+            optional(GrammarSource::OneOrMore(Box::new(next)))
+        };
+        match (self.format, self.is_parallel) {
+            (ToolFormat::Pythonic, false) => sequence([text("["), one(), text("]")]),
+            (ToolFormat::Pythonic, true) => sequence([text("["), one(), more(", "), text("]")]),
+            (_, false) => one(),
+            (ToolFormat::Hermes, true) => sequence([one(), more("\n")]),
+            (ToolFormat::LlamaJson, true) => sequence([one(), more("; ")]),
+        }
+    }
+
+    /// What follows a marker; where the marker is a call's own beginning, together with that.
+    fn after_marker(&self) -> GrammarSource {
+        match self.format {
+            ToolFormat::Hermes => self.any_tool(|tool| {
+                let blank = || GrammarSource::Regex("[ \\n]?".into());
+                sequence([blank(), object(tool, "arguments"), blank(), marker(hermes::CLOSE)])
+            }),
+            ToolFormat::LlamaJson => self.any_tool(|tool| {
+                sequence([
+                    GrammarSource::Choice(object_heads(&tool.name).into()),
+                    GrammarSource::Regex(", ?\"(parameters|arguments)\": ?".into()),
+                    arguments(tool),
+                    text("}"),
+                ])
+            }),
+            ToolFormat::Pythonic => self.calls(),
+        }
+    }
+
+    fn any_tool(&self, call: impl Fn(&ToolSpec) -> GrammarSource) -> GrammarSource {
+        GrammarSource::AnyOf(self.tools.iter().map(call).collect())
+    }
+}
+
+fn text(text: &str) -> GrammarSource {
+    GrammarSource::Text(text.into())
+}
+
+fn marker(text: &str) -> GrammarSource {
+    GrammarSource::Marker(text.into())
+}
+
+fn sequence(parts: impl Into<Vec<GrammarSource>>) -> GrammarSource {
+    GrammarSource::Sequence(parts.into())
+}
+
+fn optional(part: GrammarSource) -> GrammarSource {
+    GrammarSource::AnyOf(vec![part, text("")])
+}
+
+/// A call as it is written where nothing but calls may come, without what stands around a list.
+fn one_call(format: ToolFormat, tool: &ToolSpec) -> GrammarSource {
+    match format {
+        ToolFormat::Hermes => sequence([
+            marker(hermes::OPEN),
+            text("\n"),
+            object(tool, "arguments"),
+            text("\n"),
+            marker(hermes::CLOSE),
+        ]),
+        ToolFormat::LlamaJson => object(tool, "parameters"),
+        ToolFormat::Pythonic => {
+            sequence([text(&format!("{}(", tool.name)), python_arguments(tool), text(")")])
+        }
+    }
+}
+
+/// `{"name": "weather", "arguments": {…}}`
+fn object(tool: &ToolSpec, key: &str) -> GrammarSource {
+    let head = format!("{{\"name\": \"{}\", \"{key}\": ", tool.name);
+    sequence([text(&head), arguments(tool), text("}")])
+}
+
+/// How a call of this name may begin where it is the object itself that tells it.
+fn object_heads(name: &str) -> [String; 3] {
+    [
+        format!("{{\"name\": \"{name}\""),
+        format!("{{\"name\":\"{name}\""),
+        format!("{{\"type\": \"function\", \"name\": \"{name}\""),
+    ]
+}
+
+/// Arguments as a JSON object.
+fn arguments(tool: &ToolSpec) -> GrammarSource {
+    match &tool.parameters {
+        None => text("{}"),
+        Some(schema) => GrammarSource::JsonSchema(object_schema(schema)),
+    }
+}
+
+/// A schema of parameters as one of objects, which it is meant to be if it does not say so.
+pub fn object_schema(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    if let Value::Object(entries) = &mut schema
+        && !["type", "$ref", "anyOf", "oneOf", "allOf"].iter().any(|key| entries.contains_key(*key))
+    {
+        entries.insert("type".into(), "object".into());
+    }
+    schema
+}
+
+/// Arguments as in Python. The values are written as in JSON: every schema holds for them then, and
+/// a reader of Python's literals needs to know but three more words.
+fn python_arguments(tool: &ToolSpec) -> GrammarSource {
+    let Some(Value::Object(schema)) = &tool.parameters else { return text("") };
+    let Some(Value::Object(properties)) = schema.get("properties") else {
+        let any = || {
+            sequence([GrammarSource::Regex("[A-Za-z_][A-Za-z0-9_]{0,63}=".into()), value(schema, &json!({}))])
+        };
+        let next = sequence([text(", "), any()]);
+        return optional(sequence([any(), optional(GrammarSource::OneOrMore(Box::new(next)))]));
+    };
+    let required: Vec<&str> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let argument = |name: &str, inner: &Value| sequence([text(&format!("{name}=")), value(schema, inner)]);
+    let mut parts = Vec::new();
+    for (name, inner) in properties.iter().filter(|(name, _)| required.contains(&name.as_str())) {
+        if !parts.is_empty() {
+            parts.push(text(", "));
+        }
+        parts.push(argument(name, inner));
+    }
+    let others =
+        properties.iter().filter(|(name, _)| !required.contains(&name.as_str()) && name.chars().all(is_name));
+    let has_required = !parts.is_empty();
+    for (name, inner) in others {
+        // With nothing in front that is always there, the comma stands behind; Python allows that.
+        let argument = argument(name, inner);
+        let pair = if has_required { [text(", "), argument] } else { [argument, text(", ")] };
+        parts.push(optional(sequence(pair)));
+    }
+    if parts.is_empty() { text("") } else { sequence(parts) }
+}
+
+/// One argument's value; what the schema defines by name is defined in it too.
+fn value(schema: &Map<String, Value>, inner: &Value) -> GrammarSource {
+    let mut inner = inner.clone();
+    if let Value::Object(entries) = &mut inner {
+        for key in ["$defs", "definitions"] {
+            if let Some(definitions) = schema.get(key) {
+                entries.entry(key).or_insert_with(|| definitions.clone());
+            }
+        }
+    }
+    GrammarSource::JsonSchema(inner)
+}
