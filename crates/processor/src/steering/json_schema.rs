@@ -122,6 +122,7 @@ fn check(schema: &mut Value, path: &str) -> Result<(), GrammarError> {
         }
         lark_text::check_brackets(pattern).map_err(at)?;
     }
+    exclude_leap_seconds(entries);
     for (keyword, value) in entries.iter_mut() {
         match (keyword.as_str(), value) {
             ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(schemas)) => {
@@ -141,6 +142,25 @@ fn check(schema: &mut Value, path: &str) -> Result<(), GrammarError> {
         }
     }
     Ok(())
+}
+
+/// A 61st second is right at midnight UTC only, which no regular expression can tell; the library allows
+/// it at any time of day.
+fn exclude_leap_seconds(schema: &mut Map<String, Value>) {
+    let pattern = match schema.get("format").and_then(Value::as_str) {
+        Some("time") => "^.{6}[0-5]",
+        Some("date-time") => "^.{17}[0-5]",
+        _ => return,
+    };
+    if !schema.contains_key("pattern") {
+        schema.insert("pattern".into(), pattern.into());
+        return;
+    }
+    let also = json!({"type": "string", "pattern": pattern});
+    match schema.get_mut("allOf") {
+        Some(Value::Array(all)) => all.push(also),
+        _ => drop(schema.insert("allOf".into(), json!([also]))),
+    }
 }
 
 /// The error of a prepared schema with the path of the innermost schema that has it too.
