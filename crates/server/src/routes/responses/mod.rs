@@ -1,0 +1,73 @@
+//! `POST /v1/responses`: the stateless part of that API. A request becomes the same prompt and the
+//! same job as one to `/v1/chat/completions`.
+
+mod answer;
+mod events;
+mod input;
+mod output;
+mod request;
+mod truncation;
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::{Path, Request, State},
+    response::Response,
+};
+use request::ResponsesRequest;
+
+use crate::{
+    error::{ApiError, ErrorKind, clip},
+    fields::{Field, IgnoredFields},
+    generation::{PromptSource, ReasoningFields},
+    keys,
+    known_fields::Route,
+    layers::RequestContext,
+    limits::{self, Admitted},
+    openai::{Stamp, new_item_id},
+    run::{self, Job},
+    state::{AppState, unix_seconds},
+};
+
+/// Reads, renders, queues and answers one request.
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    Extension(context): Extension<RequestContext>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let Admitted { body, permit } = limits::admit(&state, &context, Route::Responses, request).await?;
+    let mut ignored = IgnoredFields::default();
+    let mut request = ResponsesRequest::read(&Field::root(&body), state.bounds(), &mut ignored)?;
+    // A stream may last long: it keeps neither the body nor the messages.
+    drop(body);
+    let key = context.key().map(Arc::as_ref);
+    request.echo.service_tier = keys::apply_tier(request.service_tier, key, &mut request.generation.priority);
+    let reasoning = ReasoningFields::of_effort(&request.echo.reasoning["effort"]);
+    request.generation.wanted.reasoning =
+        state.reasoning().decide(&reasoning, &mut request.template.kwargs)?;
+    let prompt = truncation::encode(&state, &mut request).await?;
+    let fields = &request.generation;
+    let stamp = Stamp {
+        id: new_item_id("resp"),
+        created: unix_seconds(),
+        model: fields.model.clone().unwrap_or_else(|| state.bounds().primary_model()),
+        system_fingerprint: state.fingerprint(fields.cache(&state.bounds().cache)),
+    };
+    let is_streamed = fields.stream;
+    let job = Job::submit(&state, &context, fields, PromptSource::Input, vec![prompt]).await?;
+    job.plan_messages(&mut request.message_plan);
+    let reply = answer::Reply::new(&state, request, stamp);
+    let response = if is_streamed {
+        events::respond(&state, reply, job, permit)
+    } else {
+        answer::respond(&state, reply, job).await?
+    };
+    Ok(run::with_ignored_fields(response, &ignored))
+}
+
+/// Responses are not stored, so there is none to fetch, delete or cancel.
+pub(crate) async fn not_stored(Path(id): Path<String>) -> ApiError {
+    let message = format!("There is no response {:?}: this server stores none.", clip(&id));
+    ApiError::new(ErrorKind::NotFound, message)
+}
