@@ -8,8 +8,9 @@ use crate::Error;
 /// attention tiles and column sums are the same for every way to cut a prompt.
 pub(crate) const CHUNK_ROWS: usize = 16;
 
-/// The longest event burst of one step: `Started`, `Token`, `Finished`.
-pub(crate) const MAX_EVENTS_PER_STEP: usize = 3;
+/// The longest event burst of one step: `PromptLogprobs`, `Started`, `Token` or `Embedding`,
+/// `Finished`.
+pub(crate) const MAX_EVENTS_PER_STEP: usize = 4;
 
 /// Longest wait before a request goes first, whatever its priority.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -107,7 +108,7 @@ impl EngineConfig {
         if self.max_running == 0 {
             return refuse("max_running", "is 0, must be at least 1".into());
         }
-        if self.event_buffer <= MAX_EVENTS_PER_STEP || self.event_buffer > 1 << 16 {
+        if self.event_buffer < MAX_EVENTS_PER_STEP || self.event_buffer > 1 << 16 {
             return refuse("event_buffer", format!("is {}, must be 4 to 65536", self.event_buffer));
         }
         self.validate_snapshots()

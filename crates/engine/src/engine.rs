@@ -28,9 +28,11 @@ use crate::{
 };
 
 mod admission;
+mod prompt_outputs;
 mod resume;
 mod sampling;
 
+pub(crate) use prompt_outputs::PromptOutputs;
 use sampling::{Row, Target};
 
 /// Two failed steps within this time turn readiness off for as long.
@@ -210,18 +212,26 @@ impl Engine {
             }
         }
         self.runner.run(&self.plan, &self.scheduler.running)?;
-        self.targets.clear();
+        self.read_prompt_rows()?;
         let mut row = 0;
         for at in 0..self.plan.parts.len() {
             let part = self.plan.parts[at];
             let sequence = &mut self.scheduler.running[part.index];
             let was_prefill = sequence.is_prefill();
             sequence.num_cached += part.rows;
+            let is_complete = was_prefill && !sequence.is_prefill();
+            // One whose prompt could not be scored has ended.
+            let goes_on = sequence.end.is_none();
+            if is_complete && goes_on {
+                self.shared.metrics.prefilled(sequence.request.prompt_ids.len());
+                self.finish_prompt(part.index);
+            }
             if part.sample {
-                self.targets.push(Target { index: part.index, row: Row::OfStep(row) });
-                if was_prefill {
-                    self.shared.metrics.prefilled(sequence.request.prompt_ids.len());
-                    self.copy_to_followers(part.index, row)?;
+                if goes_on {
+                    self.targets.push(Target { index: part.index, row: Row::OfStep(row) });
+                    if is_complete {
+                        self.copy_to_followers(part.index, row)?;
+                    }
                 }
                 row += 1;
             }
@@ -374,6 +384,9 @@ impl Engine {
             }
         }
         self.scheduler.running[leaving].block = freed;
+        if let Some(heir) = heir {
+            self.hand_over_outputs(leaving, heir);
+        }
     }
 
     /// Nothing to run: stop, or wait for something to happen.

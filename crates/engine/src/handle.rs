@@ -267,7 +267,8 @@ impl EngineHandle {
     }
 
     fn chain(&self, request: &GenerationRequest) -> Option<Arc<KeyChain>> {
-        let fingerprint = self.shared().fingerprint.as_ref().filter(|_| request.use_snapshots)?;
+        let is_wanted = request.use_snapshots && !request.reads_prompt();
+        let fingerprint = self.shared().fingerprint.as_ref().filter(|_| is_wanted)?;
         let chain = KeyChain::new(fingerprint, &request.cache, &request.salt, &request.prompt_ids);
         Some(Arc::new(chain))
     }
@@ -279,8 +280,14 @@ impl EngineHandle {
         let config = &self.shared().config;
         let refuse = |reason: String| Err(SubmitError::DoesNotFit(reason));
         let prompt = request.prompt_ids.len();
-        if prompt == 0 || request.n == 0 || request.max_tokens == 0 {
-            return refuse("prompt, n and max_tokens must not be empty or zero".into());
+        if prompt == 0 || request.n == 0 {
+            return refuse("prompt and n must not be empty or zero".into());
+        }
+        if request.max_tokens == 0 && !request.reads_prompt() {
+            return refuse("max_tokens may be zero only if something is wanted of the prompt".into());
+        }
+        if request.pooling.is_some() && (request.max_tokens > 0 || request.n > 1) {
+            return refuse("an embedding goes with max_tokens 0 and n 1".into());
         }
         if let Some(id) = request.prompt_ids.iter().find(|&&id| id as usize >= model.vocab_size) {
             return refuse(format!(

@@ -8,6 +8,7 @@ mod block_pool;
 mod budget;
 mod clock;
 pub mod config;
+mod embedding;
 mod engine;
 pub mod error;
 pub mod handle;
@@ -16,6 +17,7 @@ pub mod request;
 mod runner;
 mod sampler;
 mod scheduler;
+mod scoring;
 mod sequence;
 mod snapshots;
 pub mod steering;
@@ -28,11 +30,13 @@ mod fake_model;
 mod simulation;
 
 pub use config::EngineConfig;
+pub use embedding::Pooling;
 pub use error::{EngineFailure, Error, SubmitError};
 pub use handle::{EngineFacts, EngineHandle, EngineStatus};
 pub use request::{
     FinishReason, GenerationRequest, SampledToken, SamplingParams, SequenceEvent, TokenLogprob,
 };
+pub use scoring::{PromptLogprobs, PromptToken};
 pub use steering::{Advance, Guide, SharedPlan, Steering, SteeringPlan, TokenSet};
 pub use stream::SequenceStream;
 pub use thread::{EngineThread, start};

@@ -4,6 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use locket_model::kv_cache::CacheSettings;
 
+use crate::{Pooling, PromptLogprobs};
+
 /// One request: a prompt and `n` continuations of it. The prompt is prefilled once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationRequest {
@@ -13,12 +15,19 @@ pub struct GenerationRequest {
     pub prompt_ids: Vec<u32>,
     /// Continuations, at least one.
     pub n: u32,
-    /// Most tokens to generate per continuation, at least one.
+    /// Most tokens to generate per continuation. 0 only with [`Self::prompt_logprobs`] or
+    /// [`Self::pooling`]: the request ends with its prompt, by [`FinishReason::Length`].
     pub max_tokens: u32,
     /// How to choose tokens.
     pub sampling: SamplingParams,
     /// Number of alternatives to report per token; `None` reports no log-probabilities.
     pub logprobs: Option<u32>,
+    /// Number of alternatives to report per prompt token; `None` scores no prompt. A prompt that is
+    /// scored goes on from no snapshot, because every row of it is needed, and leaves none.
+    pub prompt_logprobs: Option<u32>,
+    /// Makes an embedding of the prompt; only with `max_tokens` 0 and `n` 1. Snapshots are as for
+    /// [`Self::prompt_logprobs`].
+    pub pooling: Option<Pooling>,
     /// How the sequence uses its block; capacity covers `prompt + max_tokens` for `full`, which gets
     /// all slots of the smallest class that has these.
     pub cache: CacheSettings,
@@ -39,6 +48,13 @@ pub struct GenerationRequest {
     pub require_exact: bool,
     /// What restricts the tokens; `None`: nothing does.
     pub steering: Option<crate::SharedPlan>,
+}
+
+impl GenerationRequest {
+    /// Whether something is wanted of the prompt's own rows: all of them are run then.
+    pub(crate) fn reads_prompt(&self) -> bool {
+        self.prompt_logprobs.is_some() || self.pooling.is_some()
+    }
 }
 
 /// Sampler settings. Ranges are checked by the caller.
@@ -129,10 +145,13 @@ pub enum FinishReason {
     Length,
 }
 
-/// What a [`SequenceStream`](crate::SequenceStream) yields, in this order: `Started`, any number of
-/// `Token`, then exactly one of `Finished` and `Failed`.
+/// What a [`SequenceStream`](crate::SequenceStream) yields, in this order: `PromptLogprobs` if
+/// asked for, `Started`, `Embedding` if asked for, any number of `Token`, then exactly one of
+/// `Finished` and `Failed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SequenceEvent {
+    /// How likely the prompt's tokens were: computed once, told to every continuation.
+    PromptLogprobs(Arc<PromptLogprobs>),
     /// Prefill has ended.
     Started {
         /// From submission to the first step that worked on it.
@@ -140,6 +159,8 @@ pub enum SequenceEvent {
         /// Prompt tokens whose prefill was skipped.
         cached_tokens: u32,
     },
+    /// The prompt's pooled hidden state `[hidden_size]`, of length 1.
+    Embedding(Vec<f32>),
     /// A token.
     Token(SampledToken),
     /// The end.

@@ -12,11 +12,14 @@ pub(crate) struct Runner {
     batch: Batch,
     /// Logits of the latest step `[sample_rows, vocab_size]`.
     logits: Vec<f32>,
+    /// What some rows of it were asked for: logits `[rows, vocab_size]` of at most
+    /// [`SCORED_ROWS`](crate::scoring::SCORED_ROWS), or states `[rows, hidden_size]`.
+    row_values: Vec<f32>,
 }
 
 impl Runner {
     pub(crate) fn new(model: Box<dyn Model>) -> Self {
-        Self { model, batch: Batch::default(), logits: Vec::new() }
+        Self { model, batch: Batch::default(), logits: Vec::new(), row_values: Vec::new() }
     }
 
     /// The model.
@@ -49,6 +52,27 @@ impl Runner {
     pub(crate) fn logits_row(&self, row: usize) -> &[f32] {
         let width = self.model.config().vocab_size;
         &self.logits[row * width..(row + 1) * width]
+    }
+
+    /// Logits of `rows` of the latest step, one after the other, and how many one row has.
+    pub(crate) fn row_logits(&mut self, rows: &[u32]) -> Result<(&[f32], usize), Error> {
+        self.model.row_logits(rows, &mut self.row_values)?;
+        self.row_values(rows.len(), self.model.config().vocab_size)
+    }
+
+    /// Hidden states of `rows` of the latest step, one after the other, and how wide one is.
+    pub(crate) fn row_states(&mut self, rows: &[u32]) -> Result<(&[f32], usize), Error> {
+        self.model.row_states(rows, &mut self.row_values)?;
+        self.row_values(rows.len(), self.model.config().hidden_size)
+    }
+
+    fn row_values(&self, rows: usize, width: usize) -> Result<(&[f32], usize), Error> {
+        let got = self.row_values.len();
+        if got != rows * width {
+            let reason = format!("the model returned {got} numbers for {rows} rows of {width}");
+            return Err(Error::Device(reason));
+        }
+        Ok((&self.row_values, width))
     }
 
     /// Empties a block for a new sequence.

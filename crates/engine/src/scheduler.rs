@@ -220,7 +220,7 @@ impl Scheduler {
                         granted: 0,
                     });
                 }
-            } else if sequence.events.has_room(MAX_EVENTS_PER_STEP - 1) {
+            } else if sequence.events.has_room(MAX_EVENTS_PER_STEP - 2) {
                 // Room for `Token` and the end; after a token alone there is room for the end.
                 self.decoding.push(index);
             }
@@ -267,7 +267,7 @@ impl Scheduler {
             plan.parts.push(PlannedRows {
                 index: candidate.index,
                 rows: candidate.granted as u32,
-                sample: candidate.granted == candidate.remaining,
+                sample: candidate.granted == candidate.remaining && self.running[candidate.index].max_new > 0,
             });
         }
     }

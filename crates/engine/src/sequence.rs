@@ -6,6 +6,7 @@ use locket_model::BlockId;
 
 use crate::{
     EngineFailure, FinishReason, GenerationRequest, SampledToken,
+    engine::PromptOutputs,
     sampler::SequenceSampler,
     snapshots::KeyChain,
     steering::Steered,
@@ -115,6 +116,8 @@ pub(crate) struct Sequence {
     pub folded_tokens: u32,
     /// Of these, those that were folded before this sequence ran: another one's work.
     pub folded_before: u32,
+    /// What the prompt gives besides, so far; empty in those that wait for its prefill.
+    pub outputs: PromptOutputs,
     /// How it chooses tokens.
     pub sampler: SequenceSampler,
     /// What restricts its tokens; `None`: nothing does.

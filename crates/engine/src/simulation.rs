@@ -23,6 +23,7 @@ use crate::{
 mod exactness;
 mod fairness;
 mod faults;
+mod prompts;
 mod resume;
 mod returning;
 mod steered;
@@ -116,6 +117,8 @@ fn request(prompt_len: u32, max_tokens: u32) -> GenerationRequest {
         max_tokens,
         sampling: SamplingParams { seed: Some(u64::from(prompt_len)), ..SamplingParams::default() },
         logprobs: None,
+        prompt_logprobs: None,
+        pooling: None,
         cache: CacheSettings::full(prompt_len + max_tokens),
         priority: 0,
         use_snapshots: true,
@@ -216,8 +219,11 @@ impl Reader {
         let num_started =
             self.events.iter().filter(|event| matches!(event, SequenceEvent::Started { .. })).count();
         assert!(num_started <= 1 && num_last <= 1, "{:?}", self.events);
+        prompts::check(self);
+        let is_output = |event: &&SequenceEvent| !matches!(event, SequenceEvent::PromptLogprobs(_));
         if num_started == 1 {
-            assert!(matches!(self.events[0], SequenceEvent::Started { .. }));
+            let first = self.events.iter().find(is_output);
+            assert!(matches!(first, Some(SequenceEvent::Started { .. })));
         } else {
             assert!(tokens.is_empty());
         }
@@ -254,6 +260,9 @@ fn random_request(rng: &mut StdRng) -> GenerationRequest {
     request.sampling.stop_token_ids = vec![rng.random_range(0..40)];
     if rng.random_bool(0.3) {
         request.cache = window(24, 8);
+    }
+    if rng.random_bool(0.2) {
+        prompts::read_prompt(&mut request, rng);
     }
     if rng.random_bool(0.4) {
         request.steering = Some(SharedPlan::new(steered::Script { seed: rng.random() }));

@@ -60,6 +60,8 @@ fn ask(engine: &EngineHandle, history: &mut Vec<u32>, cache: CacheSettings, turn
         max_tokens: 8,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         logprobs: None,
+        prompt_logprobs: None,
+        pooling: None,
         cache,
         priority: 0,
         use_snapshots: true,

@@ -132,6 +132,8 @@ impl ChoiceText {
     ) -> bool {
         self.folded_tokens = folded_tokens;
         match event {
+            // Asked for by nobody yet.
+            Some(SequenceEvent::PromptLogprobs(_) | SequenceEvent::Embedding(_)) => true,
             Some(SequenceEvent::Started { cached_tokens, .. }) => {
                 out.push_back(ChoiceEvent::Started { cached_tokens });
                 true

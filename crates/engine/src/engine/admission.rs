@@ -10,7 +10,7 @@ use crate::{
 };
 
 use super::{
-    Command, Engine, StepFailure,
+    Command, Engine, PromptOutputs, StepFailure,
     resume::{self, Opened},
 };
 
@@ -158,6 +158,7 @@ fn start(
         cached_tokens: opened.cached_tokens,
         folded_tokens: opened.folded_tokens,
         folded_before: opened.folded_tokens,
+        outputs: if at == 0 { PromptOutputs::new(&request) } else { PromptOutputs::default() },
         sampler: SequenceSampler::new(&request, sequence.choice, seed),
         steered: steered(SequenceId(leader.0 + at as u64), &request, sequence.choice),
         sampled: None,

@@ -15,6 +15,8 @@ fn request(sampling: SamplingParams) -> GenerationRequest {
         max_tokens: 8,
         sampling,
         logprobs: None,
+        prompt_logprobs: None,
+        pooling: None,
         cache: CacheSettings::full(64),
         priority: 0,
         use_snapshots: false,

@@ -183,6 +183,8 @@ impl Plan<'_> {
             max_tokens,
             sampling,
             logprobs: self.fields.logprobs,
+            prompt_logprobs: None,
+            pooling: None,
             cache,
             priority: self.fields.priority,
             use_snapshots: self.bounds.cache.snapshots,

@@ -111,6 +111,8 @@ async fn generate(engine: &EngineHandle, prompt_ids: Vec<u32>, max_tokens: u32) 
         max_tokens,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         logprobs: None,
+        prompt_logprobs: None,
+        pooling: None,
         cache: CacheSettings::full(capacity),
         priority: 0,
         use_snapshots: false,
