@@ -3,6 +3,7 @@
 
 mod objects;
 mod rows;
+mod rules;
 
 use crate::{
     error::ApiError,

@@ -23,6 +23,7 @@ mod message;
 pub mod media;
 mod metrics;
 mod openai;
+mod openapi;
 mod prompt;
 mod routes;
 mod run;
@@ -74,7 +75,10 @@ pub fn router(state: AppState) -> Router {
         .route("/ready", get(health::ready))
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(metrics::show))
-        .route("/version", get(health::version));
+        .route("/version", get(health::version))
+        .route("/openapi.json", get(openapi::show))
+        .route("/docs", get(openapi::show_page))
+        .route("/docs/{name}", get(openapi::asset));
     let routes = NOT_IMPLEMENTED
         .iter()
         .fold(routes, |routes, path| routes.route(path, any(fallback::not_implemented)))

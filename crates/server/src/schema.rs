@@ -1,6 +1,9 @@
 //! What a request field may hold, as data: the table of fields is made of it, and `/openapi.json`
 //! is rendered from it with the limits of this server. A property test holds it against the parsers.
 
+#[cfg(test)]
+pub(crate) mod agreement;
+
 use serde_json::{Map, Value, json};
 
 use crate::{error::ApiError, fields::Field, generation::Bounds};

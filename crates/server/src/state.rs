@@ -4,12 +4,13 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use axum::body::Bytes;
 use locket_engine::{EngineHandle, EngineStatus};
 use locket_processor::Processor;
 use prometheus::Registry;
@@ -20,6 +21,7 @@ use crate::{
     limits::Permits,
     keys::{ApiKeys, KeysError},
     metrics::HttpMetrics,
+    openapi,
     turns::TurnMemory,
     serve::{Tls, TlsError},
 };
@@ -69,6 +71,8 @@ struct Shared {
     tls: Option<Tls>,
     is_draining: AtomicBool,
     created: u64,
+    /// `/openapi.json` without and with the need of a key, made when it is first asked for.
+    documents: [OnceLock<Bytes>; 2],
 }
 
 impl AppState {
@@ -116,6 +120,7 @@ impl AppState {
                 grammars: GrammarMemory::new(),
                 is_draining: AtomicBool::new(false),
                 created: unix_seconds(),
+                documents: Default::default(),
                 keys,
                 tls,
             }),
@@ -204,6 +209,13 @@ impl AppState {
     /// When the server was set up, in Unix seconds: `created` of the models.
     pub(crate) fn created(&self) -> u64 {
         self.shared.created
+    }
+
+    /// `/openapi.json` as it is sent.
+    pub(crate) fn openapi(&self) -> Bytes {
+        let needs_key = self.keys().is_required();
+        let document = &self.shared.documents[usize::from(needs_key)];
+        document.get_or_init(|| openapi::bytes(self.bounds(), &self.config().version, needs_key)).clone()
     }
 
     /// Turns readiness off and refuses new requests; the engine takes nothing new.
