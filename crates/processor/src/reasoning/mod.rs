@@ -94,7 +94,6 @@ pub struct ReasoningProfile {
     markers: ThoughtMarkers,
     open_in_prompt: Option<bool>,
     budget_message: String,
-    switches: TemplateSwitches,
 }
 
 impl ReasoningProfile {
@@ -102,11 +101,7 @@ impl ReasoningProfile {
     ///
     /// # Errors
     /// A marker that cannot work, or one that is missing; the text names the setting.
-    pub fn resolve(
-        settings: &ReasoningSettings,
-        template: Option<&str>,
-        switches: TemplateSwitches,
-    ) -> Result<Option<Self>, String> {
+    pub fn resolve(settings: &ReasoningSettings, template: Option<&str>) -> Result<Option<Self>, String> {
         let found = template.and_then(|source| {
             KNOWN.into_iter().find(|(open, close)| source.contains(open) || source.contains(close))
         });
@@ -144,7 +139,6 @@ impl ReasoningProfile {
             },
             open_in_prompt: settings.open_in_prompt,
             budget_message: settings.budget_message.clone(),
-            switches,
         }))
     }
 
@@ -156,11 +150,6 @@ impl ReasoningProfile {
     /// What is put in front of the closing marker where the budget is used up.
     pub fn budget_message(&self) -> &str {
         &self.budget_message
-    }
-
-    /// What the template can be told.
-    pub fn switches(&self) -> TemplateSwitches {
-        self.switches
     }
 
     /// Makes the end of a rendered prompt, whose answer is to begin, say the mode; says what the answer
@@ -217,16 +206,13 @@ mod tests {
     use super::*;
 
     fn profile(settings: &ReasoningSettings) -> ReasoningProfile {
-        ReasoningProfile::resolve(settings, Some("{{ '<think>' }}"), TemplateSwitches::default())
-            .expect("valid")
-            .expect("a profile")
+        ReasoningProfile::resolve(settings, Some("{{ '<think>' }}")).expect("valid").expect("a profile")
     }
 
     #[test]
     fn profiles_come_from_the_template_or_the_operator() {
-        let resolve = |settings: &ReasoningSettings, template| {
-            ReasoningProfile::resolve(settings, Some(template), TemplateSwitches::default())
-        };
+        let resolve =
+            |settings: &ReasoningSettings, template| ReasoningProfile::resolve(settings, Some(template));
         let none = ReasoningSettings::default();
         assert_eq!(resolve(&none, "plain"), Ok(None));
         let kimi = resolve(&none, "x ◁/think▷ y").expect("valid").expect("a profile");

@@ -21,7 +21,7 @@ pub struct ThoughtMarkers {
 
 impl ThoughtMarkers {
     /// All of them.
-    pub(super) fn all(&self) -> impl Iterator<Item = &str> {
+    pub fn all(&self) -> impl Iterator<Item = &str> {
         let others = self.answer_open.iter().chain(&self.call_openers);
         [&self.open, &self.close].into_iter().chain(others).map(String::as_str)
     }
