@@ -350,18 +350,18 @@ fn check_bounds(bench: &Bench, config: &EngineConfig) {
 
 /// Reads everything until the engine rests.
 fn finish(bench: &mut Bench, readers: &mut [Reader]) {
+    let mut read_all = || readers.iter_mut().map(|reader| reader.read(usize::MAX)).sum::<usize>();
     for _ in 0..100_000 {
-        let read: usize = readers.iter_mut().map(|reader| reader.read(usize::MAX)).sum();
+        read_all();
         match bench.engine.turn() {
             Turn::Worked => {}
-            Turn::Idle if bench.engine.scheduler.is_empty() && read == 0 => return,
+            // The turn itself may have ended what was left.
+            Turn::Idle if bench.engine.scheduler.is_empty() && read_all() == 0 => return,
             Turn::Idle if bench.engine.workers.num_todo() > 0 => bench.engine.workers.compute_one(0),
             Turn::Idle => bench.clock.advance(Duration::from_millis(5)),
             Turn::Stopped => {
                 bench.engine.fail_waiting(EngineFailure::ShuttingDown);
-                for reader in readers {
-                    reader.read(usize::MAX);
-                }
+                read_all();
                 return;
             }
             Turn::Dead(reason) => panic!("{reason}"),

@@ -347,6 +347,9 @@ pub(crate) mod tests {
         let (text, released, finish) = joined(&run(&fields, &ids("abEN"), EngineFinish::Length));
         assert_eq!((text.as_str(), released.len()), ("abEN", 4));
         assert_eq!((finish.reason, finish.stop_reason), (FinishReason::Length, None));
+        let (text, _, finish) = joined(&run(&fields, &ids("{}"), EngineFinish::Complete));
+        assert_eq!(text, "{}");
+        assert_eq!((finish.reason, finish.stop_reason), (FinishReason::Stop, None), "a grammar is complete");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{GenerationRequest, sampler::Choice, sequence::SequenceId};
 #[derive(Debug)]
 pub(crate) struct Steered {
     /// `None`: a worker has it, or it waits for one.
-    job: Option<Box<Job>>,
+    job: Option<Job>,
     /// The row of logits `[vocab_size]` that was there before its guide; empty: none waits.
     row: Vec<f32>,
 }
@@ -39,7 +39,7 @@ impl Steered {
         choice: u32,
         vocab_size: usize,
     ) -> Self {
-        Self { job: Some(Box::new(Job::new(sequence, request, choice, vocab_size))), row: Vec::new() }
+        Self { job: Some(Job::new(sequence, request, choice, vocab_size)), row: Vec::new() }
     }
 
     /// Has the first token's guide computed.
@@ -50,7 +50,7 @@ impl Steered {
     }
 
     /// Takes the job back.
-    pub(crate) fn come_home(&mut self, job: Box<Job>) {
+    pub(crate) fn come_home(&mut self, job: Job) {
         self.job = Some(job);
     }
 

@@ -1,8 +1,8 @@
 //! The threads that compute guides beside the model.
 //!
-//! A job travels to a worker and back in one box, so a token costs no allocation. The lists behind the
-//! lock are bounded by the running sequences: each has one job at most. Nothing is computed and nothing
-//! is dropped while the lock is held.
+//! A job travels to a worker and back with its set and its steering, so a token costs no allocation. The
+//! lists behind the lock are bounded by the running sequences: each has one job at most. Nothing is
+//! computed and nothing is dropped while the lock is held.
 
 use std::{
     collections::VecDeque,
@@ -107,8 +107,8 @@ struct Desk {
 
 #[derive(Debug, Default)]
 struct Piles {
-    todo: VecDeque<Box<Job>>,
-    done: Vec<Box<Job>>,
+    todo: VecDeque<Job>,
+    done: Vec<Job>,
     is_closed: bool,
 }
 
@@ -119,7 +119,7 @@ impl Desk {
     }
 
     /// The next job, when there is one; `None`: the desk is closed.
-    fn next(&self) -> Option<Box<Job>> {
+    fn next(&self) -> Option<Job> {
         let mut piles = self.piles();
         loop {
             if piles.is_closed {
@@ -132,7 +132,7 @@ impl Desk {
         }
     }
 
-    fn finish(&self, job: Box<Job>) {
+    fn finish(&self, job: Job) {
         self.piles().done.push(job);
     }
 }
@@ -148,7 +148,7 @@ pub(crate) struct Workers {
     /// Most threads; tests that compute by hand have none.
     limit: usize,
     /// Jobs that were taken back; swapped with the desk's list so that neither is ever made anew.
-    taken: Vec<Box<Job>>,
+    taken: Vec<Job>,
 }
 
 impl Workers {
@@ -164,7 +164,7 @@ impl Workers {
     }
 
     /// Has the guide of a job computed.
-    pub(crate) fn submit(&mut self, mut job: Box<Job>) {
+    pub(crate) fn submit(&mut self, mut job: Job) {
         if self.threads.len() < self.limit
             && let Err(error) = self.start_thread()
             && self.threads.is_empty()
@@ -193,7 +193,7 @@ impl Workers {
     }
 
     /// The jobs that were done since the last call.
-    pub(crate) fn take_done(&mut self) -> std::vec::Drain<'_, Box<Job>> {
+    pub(crate) fn take_done(&mut self) -> std::vec::Drain<'_, Job> {
         std::mem::swap(&mut self.desk.piles().done, &mut self.taken);
         self.taken.drain(..)
     }
