@@ -64,6 +64,7 @@ pub(crate) fn encode(
     mut chat: ChatPrompt,
     wishes: ChatWishes<'_>,
 ) -> Result<PromptIds, Error> {
+    processor.write_out_tools(&mut chat);
     let text = processor.render_chat(&chat)?;
     let mut spliced = None;
     // Added tokens would stand in every piece.

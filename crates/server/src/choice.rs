@@ -70,6 +70,8 @@ pub(crate) struct ReleasedToken {
     pub(crate) sampled: SampledToken,
     /// A control token that is not shown: it adds nothing to the text.
     pub(crate) is_hidden: bool,
+    /// Bytes of the text that it stands for.
+    pub(crate) bytes: usize,
 }
 
 /// Why a choice ended.
@@ -92,6 +94,8 @@ pub(crate) struct ChoiceText {
     stop: Vec<String>,
     stop_token_ids: Vec<u32>,
     keep_special_tokens: bool,
+    /// Control tokens that are shown all the same.
+    shown_token_ids: Vec<u32>,
     unreleased: VecDeque<ReleasedToken>,
     completion_tokens: u32,
     folded_tokens: u32,
@@ -110,6 +114,7 @@ impl ChoiceText {
             stop: fields.stop.clone(),
             stop_token_ids: fields.stop_token_ids.clone(),
             keep_special_tokens: fields.keep_special_tokens,
+            shown_token_ids: fields.shown_token_ids.clone(),
             unreleased: VecDeque::new(),
             completion_tokens: 0,
             folded_tokens: 0,
@@ -159,11 +164,13 @@ impl ChoiceText {
     }
 
     fn push_token(&mut self, sampled: SampledToken, out: &mut VecDeque<ChoiceEvent>) -> bool {
-        let is_hidden = !self.keep_special_tokens && self.tokens.is_special(sampled.id);
+        let is_hidden = !self.keep_special_tokens
+            && self.tokens.is_special(sampled.id)
+            && !self.shown_token_ids.contains(&sampled.id);
         let bytes = if is_hidden { &[][..] } else { self.tokens.token_bytes(sampled.id) };
         let delta = self.text.push(bytes);
         self.completion_tokens = self.completion_tokens.saturating_add(1);
-        self.unreleased.push_back(ReleasedToken { sampled, is_hidden });
+        self.unreleased.push_back(ReleasedToken { sampled, is_hidden, bytes: bytes.len() });
         match self.release(delta, out) {
             Some(stop) => {
                 let finish = self.stopped_by(stop);

@@ -6,6 +6,7 @@ mod cache_bounds;
 use std::{path::PathBuf, time::Duration};
 
 use locket_model::load::GenerationDefaults;
+use locket_processor::tools::ToolFormat;
 
 pub use cache_bounds::CacheBounds;
 
@@ -48,6 +49,8 @@ pub struct ServerConfig {
     pub keep_alive: Duration,
     /// How long running requests may go on after the shutdown signal.
     pub drain_timeout: Duration,
+    /// How the model writes calls of tools.
+    pub tool_calls: ToolCallFormat,
     /// How sequences use their cache block, and what requests may say about it.
     pub cache: CacheBounds,
     /// Most bytes of generated turns that are remembered: an answer that a client sends back is then
@@ -79,6 +82,32 @@ pub enum ToolCallFormat {
     Format(ToolFormat),
     /// Tools are refused.
     Off,
+}
+
+/// How the model writes calls of tools.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ToolCallFormat {
+    /// As its chat template teaches it; as Hermes does if that says nothing.
+    #[default]
+    Auto,
+    /// In this way.
+    Format(ToolFormat),
+    /// Tools are refused.
+    Off,
+}
+
+impl ToolCallFormat {
+    /// What `tool-call-format` may be.
+    pub const NAMES: &[&str] = &["auto", "hermes", "llama-json", "pythonic", "none"];
+
+    /// One of [`Self::NAMES`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "auto" => Some(Self::Auto),
+            "none" => Some(Self::Off),
+            _ => ToolFormat::ALL.into_iter().find(|format| format.name() == name).map(Self::Format),
+        }
+    }
 }
 
 /// PEM files for TLS; both are read again by [`crate::AppState::reload`].

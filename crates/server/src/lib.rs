@@ -51,7 +51,7 @@ use tower_http::{
     normalize_path::NormalizePathLayer,
 };
 
-pub use config::{CacheBounds, ConfigError, ServerConfig};
+pub use config::{CacheBounds, ConfigError, ServerConfig, ToolCallFormat};
 pub use error::{ApiError, ErrorKind, ErrorRow};
 pub use state::{AppState, SetupError};
 

@@ -147,6 +147,7 @@ mod tests {
         ReleasedToken {
             sampled: SampledToken { id, logprob: Some(logprob), top_logprobs, is_forced: false },
             is_hidden: id >= 256,
+            bytes: usize::from(id < 256),
         }
     }
 

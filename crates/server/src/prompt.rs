@@ -77,7 +77,7 @@ pub(crate) async fn encode_chat(
     chat: ChatPrompt,
     needs: ChatNeeds,
 ) -> Result<PromptIds, ApiError> {
-    let documents = chat.documents.iter().flatten();
+    let documents = chat.documents.iter().chain(&chat.tools).flatten();
     let bytes = chat.messages.iter().chain(documents).chain(chat.kwargs.values()).map(text_bytes).sum();
     let turns = state.turns().cloned();
     let param = source.param();

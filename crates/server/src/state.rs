@@ -12,11 +12,11 @@ use std::{
 
 use axum::body::Bytes;
 use locket_engine::{EngineHandle, EngineStatus};
-use locket_processor::Processor;
+use locket_processor::{Processor, tools::ToolFormat};
 use prometheus::Registry;
 
 use crate::{
-    config::{ConfigError, ServerConfig},
+    config::{ConfigError, ServerConfig, ToolCallFormat},
     generation::{Bounds, CacheChoice, GrammarMemory},
     limits::Permits,
     keys::{ApiKeys, KeysError},
@@ -160,6 +160,15 @@ impl AppState {
     /// Generated turns, if they are remembered.
     pub(crate) fn turns(&self) -> Option<&Arc<TurnMemory>> {
         self.shared.turns.as_ref()
+    }
+
+    /// How calls of tools are written; `None` if tools are turned off.
+    pub(crate) fn tool_format(&self) -> Option<ToolFormat> {
+        match self.config().tool_calls {
+            ToolCallFormat::Auto => Some(self.processor().tool_format().unwrap_or_default()),
+            ToolCallFormat::Format(format) => Some(format),
+            ToolCallFormat::Off => None,
+        }
     }
 
     pub(crate) fn keys(&self) -> &ApiKeys {

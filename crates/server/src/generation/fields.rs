@@ -80,6 +80,8 @@ pub(crate) struct GenerationFields {
     pub(crate) structured: StructuredFields,
     /// What the route wants of the answers beside the fields here.
     pub(crate) wanted: Wanted,
+    /// Control tokens that the text shows, since calls or thoughts are told by them; set by the route.
+    pub(crate) shown_token_ids: Vec<u32>,
     /// Alternatives per token; set by the route, whose fields for it differ.
     pub(crate) logprobs: Option<u32>,
 }

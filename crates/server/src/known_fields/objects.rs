@@ -9,13 +9,18 @@ const MESSAGE: Schema = Schema::AnyOf(&[
     Schema::Named("ChatInstruction", &Schema::Object(INSTRUCTION)),
     Schema::Named("ChatAnswer", &Schema::Object(ANSWER)),
     Schema::Named("ChatRefusal", &Schema::Object(REFUSAL)),
+    Schema::Named("ChatCalls", &Schema::Object(CALLS)),
+    Schema::Named("ChatToolResult", &Schema::Object(TOOL_RESULT)),
 ]);
 
 const NAME: Property = optional("name", Schema::Text(1, 512), "");
 const REASONING: Property = optional("reasoning", Schema::AnyText, "");
 const REASONING_CONTENT: Property = optional("reasoning_content", Schema::AnyText, "");
 const NO_AUDIO: Property = optional("audio", Schema::Absent, "there is no audio");
-const NO_CALLS: Property = optional("tool_calls", Schema::Absent, "tools are not built yet");
+const NO_CALLS: Property = optional("tool_calls", Schema::Absent, "Only the assistant calls tools.");
+const TOOL_CALLS: Schema =
+    Schema::Array(&Schema::Named("ChatToolCallInput", &Schema::Object(TOOL_CALL)), 1, 128);
+const CALL_ID: Property = optional("tool_call_id", Schema::Text(1, 512), "");
 const NO_CALL: Property = optional("function_call", Schema::Absent, "it was replaced by `tool_calls`");
 
 const INSTRUCTION: &[Property] = &[
@@ -26,6 +31,7 @@ const INSTRUCTION: &[Property] = &[
     REASONING,
     REASONING_CONTENT,
     NO_CALLS,
+    CALL_ID,
     NO_AUDIO,
     NO_CALL,
 ];
@@ -37,7 +43,8 @@ const ANSWER: &[Property] = &[
     optional("refusal", Schema::AnyText, ""),
     REASONING,
     REASONING_CONTENT,
-    NO_CALLS,
+    optional("tool_calls", TOOL_CALLS, ""),
+    CALL_ID,
     NO_AUDIO,
     NO_CALL,
 ];
@@ -49,9 +56,84 @@ const REFUSAL: &[Property] = &[
     required("refusal", Schema::AnyText, "What the assistant said in place of an answer."),
     REASONING,
     REASONING_CONTENT,
+    optional("tool_calls", TOOL_CALLS, ""),
+    CALL_ID,
+    NO_AUDIO,
+    NO_CALL,
+];
+
+const CALLS: &[Property] = &[
+    required("role", Schema::OneOf(&["assistant"]), ""),
+    optional("content", CONTENT, ""),
+    NAME,
+    optional("refusal", Schema::AnyText, ""),
+    REASONING,
+    REASONING_CONTENT,
+    required("tool_calls", TOOL_CALLS, ""),
+    CALL_ID,
+    NO_AUDIO,
+    NO_CALL,
+];
+
+const TOOL_RESULT: &[Property] = &[
+    required("role", Schema::OneOf(&["tool"]), ""),
+    required("content", CONTENT, ""),
+    required("tool_call_id", Schema::Text(1, 512), "The id of a call in an earlier message."),
+    NAME,
+    optional("refusal", Schema::AnyText, ""),
+    REASONING,
+    REASONING_CONTENT,
     NO_CALLS,
     NO_AUDIO,
     NO_CALL,
+];
+
+const TOOL_CALL: &[Property] = &[
+    required("id", Schema::Text(1, 512), ""),
+    required("type", Schema::OneOf(&["function"]), ""),
+    required("function", Schema::Object(CALLED_FUNCTION), ""),
+];
+
+const CALLED_FUNCTION: &[Property] =
+    &[required("name", Schema::Text(1, 512), ""), required("arguments", Schema::AnyText, "JSON text.")];
+
+/// `tools`
+pub(super) const TOOLS: Schema = Schema::Array(&Schema::Named("ChatTool", &Schema::Object(TOOL)), 1, 128);
+
+const TOOL: &[Property] = &[
+    required("type", Schema::OneOf(&["function"]), ""),
+    required("function", Schema::Named("ChatToolFunction", &Schema::Object(FUNCTION)), ""),
+];
+
+const FUNCTION: &[Property] = &[
+    required("name", Schema::Pattern("^[A-Za-z0-9_-]+$", 64), "Unique."),
+    optional("description", Schema::AnyText, ""),
+    optional("parameters", Schema::AnyObject, "JSON Schema of an object; absent: no arguments."),
+    optional("strict", Schema::Boolean, "A schema that cannot be a grammar is refused."),
+];
+
+/// `tool_choice`
+pub(super) const TOOL_CHOICE: Schema = Schema::AnyOf(&[
+    Schema::OneOf(&["none", "auto", "required"]),
+    Schema::Named("ChatNamedTool", &Schema::Object(NAMED_TOOL)),
+    Schema::Named("ChatAllowedTools", &Schema::Object(ALLOWED_TOOLS)),
+]);
+
+const NAMED_TOOL: &[Property] = &[
+    required("type", Schema::OneOf(&["function"]), ""),
+    required("function", Schema::Object(&[required("name", Schema::AnyText, "")]), ""),
+];
+
+const ALLOWED_TOOLS: &[Property] = &[
+    required("type", Schema::OneOf(&["allowed_tools"]), ""),
+    required(
+        "allowed_tools",
+        Schema::Object(&[
+            required("mode", Schema::OneOf(&["auto", "required"]), ""),
+            required("tools", Schema::Array(&Schema::Object(NAMED_TOOL), 1, 128), ""),
+        ]),
+        "",
+    ),
 ];
 
 const CONTENT: Schema = Schema::AnyOf(&[

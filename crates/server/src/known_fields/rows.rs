@@ -8,6 +8,7 @@ use super::{
     objects::{
         ALLOWED_TOKENS, CHOICE, EXPRESSION, JSON_SCHEMA, KEPT_TOKENS, LOCKET, MESSAGES, PROMPTS,
         RESPONSE_FORMAT, SALT, STOP, STREAM_OPTIONS, STRUCTURED_OUTPUTS, TEMPLATE_VARIABLES,
+        TOOL_CHOICE, TOOLS,
     },
     refused,
 };
@@ -21,14 +22,18 @@ pub(super) const CHAT: &[Row] = &[
     honoured(
         "messages",
         MESSAGES,
-        "1 to 2,048 messages of the roles `system`, `developer`, `user`, `assistant`; content is a string or text parts. `tool_calls`, the role `tool`, images and audio are refused with their path",
+        "1 to 2,048 messages of the roles `system`, `developer`, `user`, `assistant`, `tool`; content is a string or text parts. `tool_calls` of the assistant may stand in place of content; a `tool_call_id` must be the id of an earlier call. Images and audio are refused with their path",
     ),
     honoured("max_completion_tokens", COUNT, "at least 1; wins over `max_tokens`"),
     honoured("logprobs", Schema::Boolean, "with `top_logprobs`, 0 to 20"),
     honoured("top_logprobs", integer(0, 20), "above 0 needs `logprobs: true`"),
-    refused("tools", LATER),
-    limited("tool_choice", Schema::OneOf(&["none"]), "`none` only"),
-    accepted("parallel_tool_calls", Schema::Boolean, ""),
+    honoured("tools", TOOLS, "1 to 128 functions with unique names; see [tools](#tools)"),
+    honoured(
+        "tool_choice",
+        TOOL_CHOICE,
+        "`none`, `auto`, `required`, a function, or `allowed_tools`; all but `none` need `tools`",
+    ),
+    honoured("parallel_tool_calls", Schema::Boolean, "true unless given; false: at most one call"),
     accepted(
         "reasoning_effort",
         Schema::OneOf(&["none", "minimal", "low", "medium", "high", "xhigh", "max"]),
@@ -183,7 +188,7 @@ pub(super) const TOKENIZE: &[Row] = &[
     honoured(
         "messages",
         MESSAGES,
-        "1 to 2,048 messages of the roles `system`, `developer`, `user`, `assistant`; content is a string or text parts. `tool_calls`, the role `tool`, images and audio are refused with their path",
+        "1 to 2,048 messages of the roles `system`, `developer`, `user`, `assistant`, `tool`; content is a string or text parts. `tool_calls` of the assistant may stand in place of content; a `tool_call_id` must be the id of an earlier call. Images and audio are refused with their path",
     ),
     honoured(
         "add_special_tokens",
@@ -200,7 +205,7 @@ pub(super) const TOKENIZE: &[Row] = &[
         "must not name a field of the request itself, `bos_token` or `eos_token`",
     ),
     honoured("documents", Schema::Array(&Schema::AnyObject, 0, 2048), "passed to the template"),
-    refused("tools", LATER),
+    honoured("tools", TOOLS, "as in chat; passed to the template"),
 ];
 
 /// Fields of `/detokenize`.

@@ -8,7 +8,7 @@ use axum::{
 use locket_processor::ChatPrompt;
 use serde_json::{Value, json};
 
-use super::chat::{TemplateFields, read_messages};
+use super::chat::{TemplateFields, read_messages, read_rendered_tools};
 use crate::{
     error::{ApiError, ErrorKind},
     fields::{Field, IgnoredFields},
@@ -29,6 +29,7 @@ struct TokenizeRequest {
     add_special_tokens: Option<bool>,
     return_token_strs: bool,
     template: TemplateFields,
+    tools: Option<Vec<Value>>,
 }
 
 impl TokenizeRequest {
@@ -45,6 +46,7 @@ impl TokenizeRequest {
                 "prompt" => request.prompt = Some(field.string()?.to_owned()),
                 "messages" => request.messages = Some(read_messages(&field, ignored)?),
                 "add_special_tokens" => request.add_special_tokens = Some(field.boolean()?),
+                "tools" => request.tools = Some(read_rendered_tools(&field, ignored)?),
                 "return_token_strs" => request.return_token_strs = field.boolean()?,
                 _ => return Err(ApiError::internal(&format!("nobody reads the field {name}"))),
             }
@@ -74,7 +76,12 @@ pub(crate) async fn tokenize(
     drop(body);
     let tokens = match (request.messages, request.prompt) {
         (Some(messages), _) => {
-            let chat = ChatPrompt { messages, ..request.template.into_prompt() };
+            let chat = ChatPrompt {
+                messages,
+                tools: request.tools,
+                tool_format: state.tool_format().unwrap_or_default(),
+                ..request.template.into_prompt()
+            };
             let needs = ChatNeeds {
                 add_special_tokens: request.add_special_tokens.unwrap_or(false),
                 ..ChatNeeds::default()
@@ -154,7 +161,7 @@ mod tests {
             ),
             (json!({"prompt": "x", "model": "other"}), ModelNotFound, "model"),
             (json!({"prompt": "x", "return_token_strs": 1}), InvalidType, "return_token_strs"),
-            (json!({"prompt": "x", "tools": [1]}), UnsupportedParameter, "tools"),
+            (json!({"prompt": "x", "tools": [1]}), InvalidType, "tools[0]"),
             (json!({"prompt": "x", "chat_template": "x"}), UnsupportedParameter, "chat_template"),
         ];
         for (body, kind, param) in rows {

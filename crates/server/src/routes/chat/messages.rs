@@ -1,14 +1,20 @@
 //! Messages: checked one by one, handed on in the form that chat templates expect.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
 use crate::{
-    error::{ApiError, ErrorKind},
+    error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
 };
 
 const MAX_MESSAGES: usize = 2048;
 const MAX_PARTS: usize = 2048;
+/// Calls in one message.
+const MAX_CALLS: usize = 128;
+/// Longest id of a call, and longest name of a function that was called.
+const MAX_ID_BYTES: usize = 512;
 
 /// Reads 1 to 2048 messages.
 ///
@@ -18,13 +24,21 @@ pub(crate) fn read_messages(
     field: &Field<'_, '_>,
     ignored: &mut IgnoredFields,
 ) -> Result<Vec<Value>, ApiError> {
-    field.each(field.filled_array(MAX_MESSAGES)?, |message| read_message(&message, ignored))
+    let mut calls = HashMap::new();
+    field.each(field.filled_array(MAX_MESSAGES)?, |message| read_message(&message, &mut calls, ignored))
 }
 
-fn read_message(message: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value, ApiError> {
+/// `calls` are those of earlier messages, id to name.
+fn read_message(
+    message: &Field<'_, '_>,
+    calls: &mut HashMap<String, String>,
+    ignored: &mut IgnoredFields,
+) -> Result<Value, ApiError> {
     let mut role = None;
     let mut content = None;
     let mut refusal = None;
+    let mut tool_calls = None;
+    let mut call_id = None;
     let mut rendered = Map::new();
     message.entries(|name, field| {
         match name {
@@ -37,7 +51,8 @@ fn read_message(message: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<
             "reasoning" | "reasoning_content" => {
                 rendered.insert("reasoning_content".into(), field.string()?.into());
             }
-            "tool_calls" => return Err(field.unsupported("tools are not built yet")),
+            "tool_calls" => tool_calls = Some((field.path(), read_calls(&field, ignored)?)),
+            "tool_call_id" => call_id = Some((field.path(), field.short_string(MAX_ID_BYTES)?)),
             "audio" => return Err(field.unsupported("there is no audio")),
             "function_call" => return Err(field.unsupported("it was replaced by `tool_calls`")),
             _ => ignored.push(&field),
@@ -45,10 +60,33 @@ fn read_message(message: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<
         Ok(())
     })?;
     let role = role.ok_or_else(|| message.missing("role"))?;
+    if role == "tool" {
+        let (path, id) = call_id.ok_or_else(|| message.missing("tool_call_id"))?;
+        let name = calls.get(id).ok_or_else(|| {
+            let message = format!("`{path}` is {:?}, which is no call of an earlier message.", clip(id));
+            ApiError::field(ErrorKind::InvalidValue, path, message)
+        })?;
+        rendered.insert("tool_call_id".into(), id.into());
+        rendered.entry("name").or_insert_with(|| name.as_str().into());
+    }
     // A refused answer is what the assistant said.
-    let content = content
-        .or_else(|| refusal.filter(|_| role == "assistant").map(Value::from))
-        .ok_or_else(|| message.missing("content"))?;
+    let content = content.or_else(|| refusal.filter(|_| role == "assistant").map(Value::from));
+    let content = match (content, &tool_calls) {
+        (Some(content), _) => content,
+        (None, Some(_)) if role == "assistant" => Value::Null,
+        _ => return Err(message.missing("content")),
+    };
+    if let Some((path, read)) = tool_calls {
+        if role != "assistant" {
+            let message = format!("`{path}` belongs to the assistant, but the role is `{role}`.");
+            return Err(ApiError::field(ErrorKind::InvalidValue, path, message));
+        }
+        calls.extend(read.iter().filter_map(|call| {
+            let name = call.pointer("/function/name")?.as_str()?;
+            Some((call["id"].as_str()?.to_owned(), name.to_owned()))
+        }));
+        rendered.insert("tool_calls".into(), read.into());
+    }
     if role != "assistant" {
         rendered.shift_remove("reasoning_content");
     }
@@ -59,12 +97,55 @@ fn read_message(message: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<
     Ok(value)
 }
 
+/// Calls that the assistant made, as the template sees them.
+fn read_calls(field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Vec<Value>, ApiError> {
+    field.each(field.filled_array(MAX_CALLS)?, |call| {
+        let (mut id, mut has_type, mut function) = (None, false, None);
+        call.entries(|name, inner| {
+            match name {
+                "id" => id = Some(inner.short_string(MAX_ID_BYTES)?),
+                "type" => {
+                    has_type = true;
+                    if inner.string()? != "function" {
+                        let reason = "is not offered; only `function` is";
+                        return Err(inner.error(ErrorKind::UnsupportedValue, reason));
+                    }
+                }
+                "function" => function = Some(read_called(&inner, ignored)?),
+                _ => ignored.push(&inner),
+            }
+            Ok(())
+        })?;
+        let id = id.ok_or_else(|| call.missing("id"))?;
+        if !has_type {
+            return Err(call.missing("type"));
+        }
+        let function = function.ok_or_else(|| call.missing("function"))?;
+        Ok(json!({"id": id, "type": "function", "function": function}))
+    })
+}
+
+/// `{"name", "arguments"}`
+fn read_called(field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value, ApiError> {
+    let (mut called, mut arguments) = (None, None);
+    field.entries(|name, inner| {
+        match name {
+            "name" => called = Some(inner.short_string(MAX_ID_BYTES)?),
+            "arguments" => arguments = Some(inner.string()?),
+            _ => ignored.push(&inner),
+        }
+        Ok(())
+    })?;
+    let name = called.ok_or_else(|| field.missing("name"))?;
+    let arguments = arguments.ok_or_else(|| field.missing("arguments"))?;
+    Ok(json!({"name": name, "arguments": arguments}))
+}
+
 fn read_role(field: &Field<'_, '_>) -> Result<&'static str, ApiError> {
     match field.one_of(&["system", "developer", "user", "assistant", "tool", "function"])? {
         "function" => {
             Err(field.error(ErrorKind::UnsupportedValue, "is `function`, which `tool` has replaced"))
         }
-        "tool" => Err(field.error(ErrorKind::UnsupportedValue, "is `tool`, but tools are not built yet")),
         role => Ok(role),
     }
 }
@@ -150,6 +231,24 @@ mod tests {
         assert_eq!(messages[3]["reasoning_content"], "hm");
     }
 
+    /// Calls and their results: the template gets the arguments as they came.
+    #[test]
+    fn calls_and_results() {
+        let call = json!({"id": "a", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}, "index": 0});
+        let messages = read(json!([
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "a", "content": [{"type": "text", "text": "5"}]},
+            {"role": "assistant", "content": "Hm.", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "a", "content": "5", "name": "own"}
+        ]))
+        .expect("all valid");
+        assert_eq!(messages[1]["content"], Value::Null);
+        assert_eq!(messages[1]["tool_calls"][0]["function"]["arguments"], "{\"x\": 1}");
+        assert_eq!((&messages[2]["name"], &messages[2]["tool_call_id"]), (&json!("f"), &json!("a")));
+        assert_eq!((&messages[3]["content"], &messages[4]["name"]), (&json!("Hm."), &json!("own")));
+    }
+
     #[test]
     fn bad_messages() {
         use ErrorKind::*;
@@ -168,7 +267,27 @@ mod tests {
             ),
             (json!([text, {"role": "pope", "content": "x"}]), InvalidValue, "messages[1].role"),
             (json!([{"role": "function", "content": "x"}]), UnsupportedValue, "messages[0].role"),
-            (json!([{"role": "tool", "content": "x"}]), UnsupportedValue, "messages[0].role"),
+            (json!([{"role": "tool", "content": "x"}]), MissingRequiredParameter, "messages[0].tool_call_id"),
+            (
+                json!([{"role": "tool", "content": "x", "tool_call_id": "a"}]),
+                InvalidValue,
+                "messages[0].tool_call_id",
+            ),
+            (
+                json!([{"role": "assistant", "tool_calls": [{"id": "a"}]}]),
+                MissingRequiredParameter,
+                "messages[0].tool_calls[0].type",
+            ),
+            (
+                json!([{"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f"}}]}]),
+                MissingRequiredParameter,
+                "messages[0].tool_calls[0].function.arguments",
+            ),
+            (
+                json!([{"role": "user", "content": "x", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}]}]),
+                InvalidValue,
+                "messages[0].tool_calls",
+            ),
             (json!([{"role": "user", "content": 3}]), InvalidType, "messages[0].content"),
             (json!([{"role": "user", "content": []}]), EmptyArray, "messages[0].content"),
             (json!([{"role": "user", "content": ["x"]}]), InvalidType, "messages[0].content[0]"),
@@ -209,7 +328,7 @@ mod tests {
             ),
             (
                 json!([{"role": "assistant", "content": "x", "tool_calls": []}]),
-                UnsupportedParameter,
+                EmptyArray,
                 "messages[0].tool_calls",
             ),
         ];

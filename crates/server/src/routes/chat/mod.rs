@@ -4,6 +4,7 @@ mod answer;
 mod chunks;
 mod messages;
 mod request;
+mod tools;
 use std::sync::Arc;
 
 use axum::{
@@ -43,7 +44,14 @@ pub(crate) async fn create(
     // A stream may last long: it keeps neither the body nor the messages.
     drop(body);
     let messages = std::mem::take(&mut chat.messages);
-    let prompt = ChatPrompt { messages, ..std::mem::take(&mut chat.template).into_prompt() };
+    let prompt = ChatPrompt {
+        messages,
+        tools: chat.tools.rendered(),
+        tool_format: state.tool_format().unwrap_or_default(),
+        ..std::mem::take(&mut chat.template).into_prompt()
+    };
+    let tools = std::mem::take(&mut chat.tools);
+    tools.apply(&state, &mut chat.generation, &mut chat.message_plan).await?;
     let cache = chat.generation.cache(&state.bounds().cache);
     let key = context.key().map(Arc::as_ref);
     chat.used_tier = keys::apply_tier(chat.service_tier, key, &mut chat.generation.priority);

@@ -3,7 +3,7 @@
 use locket_processor::ChatPrompt;
 use serde_json::{Map, Value};
 
-use super::read_messages;
+use super::{ToolFields, ToolStyle, read_messages};
 use crate::{
     error::{ApiError, ErrorKind},
     fields::{Field, IgnoredFields},
@@ -18,6 +18,7 @@ pub(crate) struct ChatRequest {
     /// Messages as the template sees them.
     pub(crate) messages: Vec<Value>,
     pub(crate) template: TemplateFields,
+    pub(crate) tools: ToolFields,
     pub(crate) generation: GenerationFields,
     /// How the answer is read.
     pub(crate) message_plan: MessagePlan,
@@ -113,12 +114,14 @@ impl ChatRequest {
         bounds: &Bounds,
         ignored: &mut IgnoredFields,
     ) -> Result<Self, ApiError> {
-        let mut request = Self { used_tier: "default", ..Self::default() };
+        let mut request =
+            Self { used_tier: "default", tools: ToolFields::new(ToolStyle::Nested), ..Self::default() };
         let mut own = OwnFields::default();
         body.entries(|name, field| {
             if !Route::Chat.is_to_be_read(name, &field, ignored)?
                 || request.generation.read(name, &field, bounds, ignored)?
                 || request.template.read(name, &field)?
+                || request.tools.read(name, &field, ignored)?
             {
                 return Ok(());
             }
@@ -135,6 +138,7 @@ impl ChatRequest {
         }
         request.generation.check_together(ErrorKind::UnsupportedParameter)?;
         request.template.check_together()?;
+        request.tools.check_together()?;
         own.apply(&mut request.generation)?;
         Ok(request)
     }
@@ -154,11 +158,6 @@ impl OwnFields {
             "max_completion_tokens" => self.max_completion_tokens = Some(field.count(1, u32::MAX)?),
             "logprobs" => self.logprobs = field.boolean()?,
             "top_logprobs" => self.top_logprobs = field.count(0, 20)?,
-            "tool_choice" => {
-                if field.value() != "none" {
-                    return Err(field.unsupported("tools are not built yet; only `none` is allowed"));
-                }
-            }
             "modalities" => {
                 field.each(field.array(16)?, |item| match item.string()? {
                     "text" => Ok(()),
@@ -259,9 +258,9 @@ mod tests {
             (json!({"top_logprobs": 21, "logprobs": true}), IntegerAboveMaxValue, "top_logprobs"),
             (json!({"top_logprobs": 1}), InvalidValue, "top_logprobs"),
             (json!({"tools": []}), EmptyArray, "tools"),
-            (json!({"tools": [{"type": "function"}]}), UnsupportedParameter, "tools"),
+            (json!({"tools": [{"type": "function"}]}), MissingRequiredParameter, "tools[0].function"),
             (json!({"tools": 3}), InvalidType, "tools"),
-            (json!({"tool_choice": "auto"}), UnsupportedParameter, "tool_choice"),
+            (json!({"tool_choice": "auto"}), InvalidValue, "tool_choice"),
             (json!({"parallel_tool_calls": "no"}), InvalidType, "parallel_tool_calls"),
             (json!({"reasoning_effort": "huge"}), InvalidValue, "reasoning_effort"),
             (json!({"metadata": {"a": 1}}), InvalidType, "metadata.a"),

@@ -1,0 +1,171 @@
+//! Grammars of calls, answered at random among the allowed tokens: whatever comes out is read back as
+//! calls of the tools, with arguments that their schemas allow.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/sampler.rs"]
+mod sampler;
+mod support;
+
+use std::sync::Arc;
+
+use locket_processor::{
+    Processor,
+    steering::{AnswerSpec, GrammarSource, SteeringSpec, Trigger},
+    tools::{ToolDelta, ToolFormat, ToolParser, ToolSpec, ToolSyntax},
+};
+use rand::{SeedableRng as _, rngs::StdRng};
+use sampler::Sampler;
+use serde_json::{Map, Value, json};
+
+fn processor() -> Arc<Processor> {
+    let mut vocabulary = support::byte_level_vocabulary("llama-bpe");
+    for token in
+        ["{\"", "\":", "\"}", "}}", "Ġ\"", "tool", "_call", ">Ċ", "Ċ</", "name", "\",", "weather", "(", ")]"]
+    {
+        if !vocabulary.tokens.iter().any(|known| known == token) {
+            vocabulary.tokens.push(token.into());
+            vocabulary.token_types.push(1);
+        }
+    }
+    Arc::new(support::processor(vocabulary, None))
+}
+
+fn tools() -> Vec<ToolSpec> {
+    let weather = json!({
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 12},
+            "unit": {"enum": ["c", "f"]},
+            "days": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 9}, "maxItems": 3},
+            "place": {"$ref": "#/$defs/place"}
+        },
+        "required": ["city", "unit"],
+        "additionalProperties": false,
+        "$defs": {"place": {"type": "object", "properties": {"x": {"type": ["number", "null"]}}, "additionalProperties": false}}
+    });
+    let options = json!({
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}, "b": {"type": "null"}},
+        "additionalProperties": false
+    });
+    let tool =
+        |name: &str, parameters: Option<Value>| ToolSpec { name: name.into(), parameters, is_strict: true };
+    vec![tool("weather", Some(weather)), tool("options-2", Some(options)), tool("time", None)]
+}
+
+fn syntax(format: ToolFormat, is_parallel: bool) -> ToolSyntax {
+    ToolSyntax { format, tools: tools(), is_parallel }
+}
+
+/// Content and calls of an answer.
+fn read(syntax: &ToolSyntax, text: &str) -> (String, Vec<(String, String)>) {
+    let mut parser = ToolParser::new(syntax.format, syntax.names(), syntax.max_calls());
+    let mut pieces = parser.push(text);
+    pieces.extend(parser.finish(false));
+    let (mut content, mut calls) = (String::new(), Vec::new());
+    for piece in pieces {
+        match piece.delta {
+            ToolDelta::Content(text) => content.push_str(&text),
+            ToolDelta::Call(name) => calls.push((name, String::new())),
+            ToolDelta::Arguments(text) => calls.last_mut().unwrap().1.push_str(&text),
+            ToolDelta::Markup => {}
+        }
+    }
+    assert_eq!(calls.len(), parser.complete_calls() as usize, "{text}");
+    (content, calls)
+}
+
+fn assert_valid(calls: &[(String, String)], text: &str) {
+    for (name, arguments) in calls {
+        let tool = tools().into_iter().find(|tool| tool.name == *name).unwrap();
+        let value: Map<String, Value> = serde_json::from_str(arguments).unwrap();
+        let schema = tool.parameters.unwrap_or(json!({"maxProperties": 0}));
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        assert!(validator.is_valid(&value.into()), "{arguments} of {name} in {text}");
+    }
+}
+
+fn answers(processor: &Arc<Processor>, answer: &AnswerSpec, begin: &str, seeds: u64) -> Vec<String> {
+    let spec = SteeringSpec { answer: answer.clone(), ..SteeringSpec::default() };
+    let plan = spec.plan(processor).unwrap();
+    let run = |seed| {
+        let mut sampler = Sampler::new(processor, &plan);
+        sampler.write(begin);
+        sampler.run(&mut StdRng::seed_from_u64(seed), 900)
+    };
+    (0..seeds).filter_map(run).collect()
+}
+
+#[test]
+fn required_calls_are_calls_and_nothing_else() {
+    let processor = processor();
+    for format in ToolFormat::ALL {
+        for is_parallel in [false, true] {
+            let syntax = syntax(format, is_parallel);
+            let grammar = processor.grammars().unwrap().compile(&syntax.calls()).unwrap();
+            let texts = answers(&processor, &AnswerSpec::Grammar(grammar), "", 40);
+            assert!(texts.len() >= 20, "{format:?}: {} of 40 ended", texts.len());
+            let mut most = 0;
+            for text in &texts {
+                let (content, calls) = read(&syntax, text);
+                assert_eq!(content, "", "{text}");
+                assert!(!calls.is_empty());
+                assert_valid(&calls, text);
+                most = most.max(calls.len());
+            }
+            assert!(if is_parallel { most > 1 } else { most == 1 }, "{format:?}: {most} calls");
+        }
+    }
+}
+
+#[test]
+fn calls_that_begin_in_free_text_end_well() {
+    let processor = processor();
+    let begins = [
+        (ToolFormat::Hermes, "Let me see. <tool_call>"),
+        (ToolFormat::Hermes, "Let me see. <tool_call>\n{\"name\": \"weather"),
+        (ToolFormat::LlamaJson, "Let me see. {\"name\": \"weather\""),
+        (ToolFormat::LlamaJson, "Let me see. {\"name\":\"time\", \"para"),
+        (ToolFormat::Pythonic, "Let me see. [weather("),
+    ];
+    for (format, begin) in begins {
+        let syntax = syntax(format, false);
+        let trigger = syntax.trigger();
+        let grammar = processor.grammars().unwrap().compile(&trigger.grammar).unwrap();
+        let answer = AnswerSpec::Trigger(Arc::new(Trigger {
+            markers: trigger.markers,
+            is_only_first: false,
+            grammar_has_marker: trigger.grammar_has_marker,
+            grammar,
+            max_calls: syntax.max_calls(),
+        }));
+        let texts = answers(&processor, &answer, begin, 20);
+        assert!(texts.len() >= 10, "{format:?}: {} of 20 ended", texts.len());
+        for text in &texts {
+            let (content, calls) = read(&syntax, text);
+            assert_eq!((content.as_str(), calls.len()), ("Let me see. ", 1), "{text}");
+            assert_valid(&calls, text);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_strict_is_relaxed() {
+    let parameters = Some(json!({"type": "object", "not": {"required": ["a"]}}));
+    let tool =
+        |name: &str, is_strict| ToolSpec { name: name.into(), parameters: parameters.clone(), is_strict };
+    let mut syntax = ToolSyntax {
+        format: ToolFormat::Hermes,
+        tools: vec![tool("a", false), tool("b", true)],
+        is_parallel: true,
+    };
+    syntax.relax();
+    assert_eq!(syntax.tools[0].parameters, Some(json!({"type": "object"})));
+    assert_eq!(syntax.tools[1].parameters, parameters);
+    let processor = processor();
+    let grammars = processor.grammars().unwrap();
+    assert!(grammars.compile(&syntax.calls()).is_err());
+    syntax.tools.pop();
+    assert!(grammars.compile(&GrammarSource::AnyOf(vec![GrammarSource::JsonObject, syntax.calls()])).is_ok());
+}
