@@ -154,6 +154,7 @@ impl Default for ConnectionLimits {
             cors_origins: Vec::new(),
             keep_alive: Duration::from_secs(15),
             drain_timeout: Duration::from_secs(30),
+            tool_calls: ToolCallFormat::Auto,
             cache: CacheBounds::default(),
             api_keys: Vec::new(),
             api_key_file: None,

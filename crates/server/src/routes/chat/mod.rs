@@ -17,6 +17,7 @@ use locket_processor::ChatPrompt;
 pub(crate) use messages::read_messages;
 use request::ChatRequest;
 pub(crate) use request::TemplateFields;
+pub(crate) use tools::{ToolFields, ToolStyle, read_rendered_tools};
 
 use crate::{
     error::ApiError,
