@@ -176,6 +176,9 @@ impl FakeModel {
         if ids.len() > 1 && !self.may_leave_grid && (block.is_sealed || block.len % 16 != 0) {
             return Err(self.refuse(format!("a chunk of {} rows begins at {}", ids.len(), block.len)));
         }
+        if ids.len() as u32 > block.settings.rows_to_border(block.len) {
+            return Err(self.refuse(format!("{} rows from {} cross the border", ids.len(), block.len)));
+        }
         for &id in ids {
             block.hash = mix(block.hash, u64::from(id));
             block.has_nan |= id == NAN_ID;
@@ -183,8 +186,10 @@ impl FakeModel {
         }
         block.len += ids.len() as u32;
         block.is_sealed |= block.len % 16 != 0;
-        if block.settings.ring == 0 && block.len > block.settings.slots {
-            return Err(self.refuse(format!("{} tokens in {} slots", block.len, block.settings.slots)));
+        let room = block.settings.capacity().min(self.plan.capacity(id).unwrap_or(0));
+        let can_fold = block.settings.ring > 0 && room == block.settings.capacity();
+        if !can_fold && block.len > room {
+            return Err(self.refuse(format!("{} tokens in {room} slots", block.len)));
         }
         self.blocks[id.0 as usize] = Some(block);
         Ok(block)
@@ -237,7 +242,7 @@ impl Model for FakeModel {
         let Some(capacity) = self.plan.capacity(block) else {
             return Err(self.refuse(format!("no block {}", block.0)));
         };
-        if capacity < settings.capacity() || self.blocks[block.0 as usize].is_some() {
+        if (settings.ring == 0 && capacity < settings.slots) || self.blocks[block.0 as usize].is_some() {
             return Err(self.refuse(format!("block {} cannot be opened", block.0)));
         }
         self.seen.lock().unwrap().open_blocks += 1;
@@ -250,7 +255,8 @@ impl Model for FakeModel {
         let Some(source) = self.blocks[from.0 as usize] else {
             return Err(self.refuse(format!("copy from closed block {}", from.0)));
         };
-        if self.blocks[to.0 as usize].is_some() || self.plan.capacity(to) < Some(source.settings.capacity()) {
+        let has_room = self.plan.capacity(to) >= Some(source.len.min(source.settings.capacity()));
+        if self.blocks[to.0 as usize].is_some() || !has_room {
             return Err(self.refuse(format!("copy to block {}", to.0)));
         }
         self.seen.lock().unwrap().open_blocks += 1;
@@ -263,8 +269,8 @@ impl Model for FakeModel {
             return Err(self.refuse(format!("export of closed block {}", block.0)));
         };
         self.seen.lock().unwrap().exports += 1;
-        let CacheSettings { method, slots, ring, sinks, .. } = block.settings;
-        let method = u64::from(method == CacheMethod::Window);
+        let CacheSettings { method, slots, ring, sinks, layer_budgets, .. } = block.settings;
+        let method = u64::from(method == CacheMethod::Window) + 2 * u64::from(layer_budgets);
         let fields = [method, slots.into(), ring.into(), sinks.into(), block.len.into()];
         let flags = [block.hash, block.is_sealed.into(), block.has_nan.into()];
         let check = fields.iter().chain(&flags).fold(IMAGE_MAGIC, |check, &field| mix(check, field));
@@ -285,9 +291,10 @@ impl Model for FakeModel {
             return Err(broken());
         }
         let mut settings = CacheSettings::full(slots as u32);
-        if method == 1 {
+        if method % 2 == 1 {
             (settings.method, settings.ring, settings.sinks) =
                 (CacheMethod::Window, ring as u32, sinks as u32);
+            settings.layer_budgets = method == 3;
         }
         self.open_block(id, settings)?;
         self.seen.lock().unwrap().imports += 1;

@@ -297,7 +297,7 @@ impl EngineHandle {
         }
         // A block without ring keeps every token; one with a ring is never full, and its positions
         // are compacted into the trained range.
-        let capacity = request.cache.capacity();
+        let (capacity, needed) = (request.cache.capacity(), request.block_slots());
         let can_fold = request.cache.ring > 0;
         if can_fold && request.require_exact && prompt > request.cache.slots as usize {
             let prompt_tokens = prompt as u64;
@@ -312,12 +312,12 @@ impl EngineHandle {
         if prompt > room {
             return refuse(format!("the prompt has {prompt} tokens, but only {room} fit"));
         }
-        let wide_enough = cache.classes.iter().filter(|class| class.capacity >= capacity);
+        let wide_enough = cache.classes.iter().filter(|class| class.capacity >= needed);
         let blocks: usize = wide_enough.map(|class| class.blocks as usize).sum();
         if blocks == 0 {
             let largest = cache.classes.iter().map(|class| class.capacity).max().unwrap_or(0);
             return refuse(format!(
-                "the request needs {capacity} slots, but the largest block has {largest}"
+                "the request needs {needed} slots, but the largest block has {largest}"
             ));
         }
         let most = blocks.min(config.max_running).min(config.max_waiting);

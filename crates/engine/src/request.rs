@@ -51,6 +51,16 @@ pub struct GenerationRequest {
 }
 
 impl GenerationRequest {
+    /// Slots per layer and head that its sequences need: those of the settings, or, where the method
+    /// folds but prompt and answer are shorter, one per token.
+    pub(crate) fn block_slots(&self) -> u32 {
+        if !self.cache.folds() {
+            return self.cache.capacity();
+        }
+        let tokens = (self.prompt_ids.len() as u64).saturating_add(u64::from(self.max_tokens));
+        self.cache.capacity().min(u32::try_from(tokens).unwrap_or(u32::MAX))
+    }
+
     /// Whether something is wanted of the prompt's own rows: all of them are run then.
     pub(crate) fn reads_prompt(&self) -> bool {
         self.prompt_logprobs.is_some() || self.pooling.is_some()

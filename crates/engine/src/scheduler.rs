@@ -172,7 +172,7 @@ impl Scheduler {
             if self.running.len() + count > self.limits.max_running {
                 return;
             }
-            let capacity = waiting.request.cache.capacity();
+            let capacity = waiting.request.block_slots();
             match self.pool.take(capacity, count, limit) {
                 Some(blocks) => {
                     let waiting = self.waiting.remove(at);
@@ -210,10 +210,11 @@ impl Scheduler {
                 if sequence.events.has_room(MAX_EVENTS_PER_STEP) {
                     let remaining = sequence.prefill_remaining();
                     let to_snapshot = sequence.rows_to_snapshot(self.limits.snapshot_interval);
+                    let to_border = sequence.request.cache.rows_to_border(sequence.num_cached);
                     self.candidates.push(Candidate {
                         index,
                         remaining: remaining as usize,
-                        wanted: to_snapshot.map_or(remaining, |rows| rows.min(remaining)) as usize,
+                        wanted: to_snapshot.unwrap_or(remaining).min(to_border).min(remaining) as usize,
                         offset: sequence.num_cached as usize % CHUNK_ROWS,
                         priority: sequence.request.priority,
                         id: sequence.id,

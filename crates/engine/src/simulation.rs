@@ -260,6 +260,7 @@ fn random_request(rng: &mut StdRng) -> GenerationRequest {
     request.sampling.stop_token_ids = vec![rng.random_range(0..40)];
     if rng.random_bool(0.3) {
         request.cache = window(24, 8);
+        request.cache.layer_budgets = rng.random_bool(0.5);
     }
     if rng.random_bool(0.2) {
         prompts::read_prompt(&mut request, rng);
