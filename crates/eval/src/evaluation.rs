@@ -114,7 +114,7 @@ impl<'a> Evaluation<'a> {
             for idx in group {
                 let ready = match model.take() {
                     Some(ready) => ready,
-                    None => self.build(&members)?,
+                    None => self.build(&members, self.side_car.clone())?,
                 };
                 model = self.measure(ready, &configurations[idx], &mut entries[idx], &mut progress);
             }
@@ -129,6 +129,37 @@ impl<'a> Evaluation<'a> {
             results: entries,
             paired,
         })
+    }
+
+    /// Every configuration of the options.
+    pub(crate) fn configurations(&self) -> Vec<Configuration> {
+        self.options.configurations(self.side_car.as_deref())
+    }
+
+    pub(crate) fn side_car(&self) -> Option<&SideCar> {
+        self.side_car.as_deref()
+    }
+
+    pub(crate) fn num_layers(&self) -> usize {
+        self.checkpoint.config.num_layers
+    }
+
+    pub(crate) fn has_text_and_probes(&self) -> bool {
+        !self.texts.is_empty() && !self.probes.is_empty()
+    }
+
+    /// Runs all samples through one configuration with these weights in place of the evaluation's own.
+    pub(crate) fn measure_with(
+        &self,
+        configuration: &Configuration,
+        side_car: Arc<SideCar>,
+    ) -> Result<Entry, Error> {
+        let mut model = self.build(&[configuration], Some(side_car))?;
+        let mut entry = Entry::new(configuration, 0);
+        let name = configuration.settings.method.name();
+        let mut progress = Progress::new(self.rows());
+        self.samples(&mut *model, configuration, &mut entry, name, &mut progress)?;
+        Ok(entry)
     }
 
     /// Fills `entry`; the model comes back unless it failed and must not be used again.
@@ -208,13 +239,17 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    fn build(&self, members: &[&Configuration]) -> Result<Box<dyn Model>, Error> {
+    fn build(
+        &self,
+        members: &[&Configuration],
+        side_car: Option<Arc<SideCar>>,
+    ) -> Result<Box<dyn Model>, Error> {
         Ok(self.checkpoint.build(&BuildOptions {
             backend: members.first().map_or(self.options.backend, |one| one.backend),
             cache: self.plan(members),
             max_batch_rows: self.max_batch_rows(),
             threads: self.options.threads,
-            side_car: self.side_car.clone(),
+            side_car,
         })?)
     }
 }

@@ -14,6 +14,7 @@ pub mod documents;
 pub mod error;
 mod evaluation;
 pub mod fingerprint;
+pub mod layer_shares;
 mod options;
 pub mod perplexity;
 pub mod picture;

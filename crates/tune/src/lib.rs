@@ -39,6 +39,7 @@ use serde_json::json;
 
 pub use error::{Error, Result};
 pub use settings::{Budget, DeviceKind, LearnedSettings, LococoSettings, Method, Precision, Settings};
+pub use side_car::write_layer_shares;
 
 use crate::{
     decoder::Decoder,

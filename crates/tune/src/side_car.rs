@@ -6,7 +6,7 @@ use std::{
 };
 
 use candle_core::DType;
-use safetensors::{Dtype, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::{
     error::{Error, Result},
@@ -39,5 +39,26 @@ pub(crate) fn write(
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|error| Error::io("cannot write", path)(std::io::Error::other(error)))?;
     let metadata: HashMap<String, String> = metadata.into_iter().collect();
+    write_whole(path, |path| safetensors::serialize_to_file(views, Some(metadata), path))
+}
+
+/// Adds shares of layers to the side-car `bytes` and writes it to `path`; `note` says how they were found.
+/// Shares that were there are replaced.
+///
+/// # Errors
+/// [`Error::Io`] for bytes that are no side-car, or a file that cannot be written.
+pub fn write_layer_shares(bytes: &[u8], shares: &[f32], note: String, path: &Path) -> Result<()> {
+    let broken = |error: safetensors::SafeTensorError| {
+        Error::io("cannot add layer shares for", path)(std::io::Error::other(error))
+    };
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(broken)?;
+    let mut metadata = header.metadata().clone().unwrap_or_default();
+    metadata.insert("budget".into(), note);
+    let file = SafeTensors::deserialize(bytes).map_err(broken)?;
+    let numbers: Vec<u8> = shares.iter().flat_map(|share| share.to_le_bytes()).collect();
+    let mut views: Vec<(String, TensorView<'_>)> =
+        file.tensors().into_iter().filter(|(name, _)| name != "budget").collect();
+    let budget = TensorView::new(Dtype::F32, vec![shares.len()], &numbers).map_err(broken)?;
+    views.push(("budget".into(), budget));
     write_whole(path, |path| safetensors::serialize_to_file(views, Some(metadata), path))
 }

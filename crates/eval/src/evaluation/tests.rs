@@ -101,3 +101,26 @@ fn configurations_share_a_model_where_blocks_are_equal() {
     let groups = groups(&configurations);
     assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [1, 3, 3, 1, 3, 3]);
 }
+
+#[test]
+fn shares_are_measured_layer_by_layer() {
+    let (folder, processor) = byte_processor();
+    let files = folder_with(&folder, &[("text.jsonl", &texts(&["fox", "hare", "mole", "crow"]))]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let options = EvalOptions { methods: vec![CacheMethod::Observed], slots: vec![48], ..options() };
+    let prepare =
+        |options: EvalOptions| Evaluation::prepare(&checkpoint, &processor, &files, options, None).unwrap();
+    let mut lines = Vec::new();
+    let measured = prepare(options.clone()).layer_shares(&mut |line| lines.push(line.to_owned())).unwrap();
+    let layers = checkpoint.config.num_layers;
+    assert_eq!((measured.shares.len(), measured.layers.len(), lines.len()), (layers, layers, layers + 2));
+    assert!((measured.shares.iter().sum::<f32>() - layers as f32).abs() < 1e-4);
+    assert!(measured.layers.iter().any(|effect| effect.least != effect.most), "layers matter");
+    for wrong in [
+        EvalOptions { methods: vec![CacheMethod::Tova], ..options.clone() },
+        EvalOptions { slots: vec![32, 48], ..options.clone() },
+        EvalOptions { tasks: vec![Task::Perplexity], ..options },
+    ] {
+        assert!(prepare(wrong).layer_shares(&mut |_| {}).is_err());
+    }
+}
