@@ -307,9 +307,9 @@ impl Engine {
             }
             self.pass_prefill_on(index);
             self.take_last_snapshot(index);
-            let sequence = self.scheduler.running.remove(index);
-            if sequence.steered.as_ref().is_some_and(|steered| !steered.is_known()) {
-                self.workers.forget(sequence.id);
+            let mut sequence = self.scheduler.running.remove(index);
+            if let Some(steered) = sequence.steered.take() {
+                steered.leave(sequence.id, &self.workers);
             }
             self.runner.close(sequence.block);
             self.scheduler.pool.give_back(sequence.block);

@@ -46,13 +46,12 @@ impl Engine {
             return;
         }
         let running = &mut self.scheduler.running;
-        for job in self.workers.take_done() {
+        while let Some(job) = self.workers.next_done() {
             // Sequences start in the order of their ids, and none ever changes its place.
-            let at = running.binary_search_by_key(&job.sequence(), |sequence| sequence.id);
-            if let Ok(at) = at
-                && let Some(steered) = &mut running[at].steered
-            {
-                steered.come_home(job);
+            let at = running.binary_search_by_key(&job.sequence(), |sequence| sequence.id).ok();
+            match at.and_then(|at| running[at].steered.as_mut()) {
+                Some(steered) => steered.come_home(job),
+                None => self.workers.discard(job),
             }
         }
     }

@@ -54,6 +54,14 @@ impl Steered {
         self.job = Some(job);
     }
 
+    /// Gives up the job of a sequence that has ended.
+    pub(crate) fn leave(self, sequence: SequenceId, workers: &Workers) {
+        match self.job {
+            Some(job) => workers.discard(job),
+            None => workers.forget(sequence),
+        }
+    }
+
     /// Whether the next token's guide is known.
     pub(crate) fn is_known(&self) -> bool {
         self.job.is_some()

@@ -97,6 +97,9 @@ fn failed_by(panic: &(dyn std::any::Any + Send)) -> Guide {
     Guide::Failed(format!("a panic: {}", panic_message(panic)))
 }
 
+/// Most jobs that wait to be dropped; further ones are dropped by the engine.
+const MAX_OVER: usize = 256;
+
 /// What engine and workers share.
 #[derive(Debug, Default)]
 struct Desk {
@@ -109,6 +112,8 @@ struct Desk {
 struct Piles {
     todo: VecDeque<Job>,
     done: Vec<Job>,
+    /// Of sequences that have ended: a grammar's state takes long to drop, too.
+    over: Vec<Job>,
     is_closed: bool,
 }
 
@@ -118,7 +123,7 @@ impl Desk {
         self.piles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next job, when there is one; `None`: the desk is closed.
+    /// The next job to compute, when there is one; `None`: the desk is closed.
     fn next(&self) -> Option<Job> {
         let mut piles = self.piles();
         loop {
@@ -128,7 +133,14 @@ impl Desk {
             if let Some(job) = piles.todo.pop_front() {
                 return Some(job);
             }
-            piles = self.changed.wait(piles).unwrap_or_else(PoisonError::into_inner);
+            piles = match piles.over.pop() {
+                Some(job) => {
+                    drop(piles);
+                    drop(job);
+                    self.piles()
+                }
+                None => self.changed.wait(piles).unwrap_or_else(PoisonError::into_inner),
+            };
         }
     }
 
@@ -192,10 +204,12 @@ impl Workers {
         Ok(())
     }
 
-    /// The jobs that were done since the last call.
-    pub(crate) fn take_done(&mut self) -> std::vec::Drain<'_, Job> {
-        std::mem::swap(&mut self.desk.piles().done, &mut self.taken);
-        self.taken.drain(..)
+    /// A job that was done.
+    pub(crate) fn next_done(&mut self) -> Option<Job> {
+        if self.taken.is_empty() {
+            std::mem::swap(&mut self.desk.piles().done, &mut self.taken);
+        }
+        self.taken.pop()
     }
 
     /// Whether any job was ever handed out: if not, there is nothing to take back.
@@ -209,7 +223,22 @@ impl Workers {
         let at = piles.todo.iter().position(|job| job.sequence == sequence);
         let job = at.and_then(|at| piles.todo.remove(at));
         drop(piles);
-        drop(job);
+        if let Some(job) = job {
+            self.discard(job);
+        }
+    }
+
+    /// Lets a worker drop the job of a sequence that has ended, when there is nothing to compute.
+    pub(crate) fn discard(&self, job: Job) {
+        let mut piles = self.desk.piles();
+        if piles.over.len() < MAX_OVER {
+            piles.over.push(job);
+            drop(piles);
+            self.desk.changed.notify_one();
+        } else {
+            drop(piles);
+            drop(job);
+        }
     }
 }
 
