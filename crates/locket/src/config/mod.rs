@@ -19,6 +19,7 @@ use locket_model::{
     kv_cache::{CacheMethod, SlotType},
     load::Backend,
 };
+use locket_server::ToolCallFormat;
 
 pub use document::{reference_page, template_file};
 pub use flags::SettingFlags;
@@ -97,6 +98,8 @@ pub struct ApiSettings {
     pub max_n: u32,
     /// Allowed web origins.
     pub cors_origins: Vec<String>,
+    /// How the model writes calls of tools.
+    pub tool_calls: ToolCallFormat,
 }
 
 /// Limits of the engine.
@@ -202,6 +205,8 @@ impl Config {
                 default_max_tokens: read.integer("default-max-tokens") as u32,
                 max_n: read.integer("max-n") as u32,
                 cors_origins: read.texts("cors-origins"),
+                // The table admits only names that are known.
+                tool_calls: ToolCallFormat::from_name(&read.text("tool-call-format")).unwrap_or_default(),
             },
             engine: EngineSettings {
                 max_batch_rows: read.integer("max-batch-rows") as usize,

@@ -1,6 +1,8 @@
 //! The table of settings: the one place from which flags, environment variables, the file, the
 //! reference page and the validation come.
 
+use locket_server::ToolCallFormat;
+
 use super::setting::{Group, Kind, Preset, Setting};
 
 #[cfg(not(feature = "cuda"))]
@@ -139,6 +141,14 @@ pub static SETTINGS: &[Setting] = &[
         Kind::TextList { what: "origins" },
         Preset::Value(""),
         "Web pages that browsers let call this server, for example http://localhost:3000; * is any; none by default.",
+    ),
+    setting(
+        "tool-call-format",
+        Group::Api,
+        Kind::Choice(ToolCallFormat::NAMES),
+        Preset::Value("auto"),
+        "How the model writes calls of tools. auto is what its chat template teaches, and hermes if that says nothing; \
+         none refuses tools. A template without tools gets them as text of the system message.",
     ),
     setting(
         "max-batch-rows",
