@@ -5,6 +5,7 @@ Usage: conformance.py URL BUSY_URL
   BUSY_URL  one with --max-running 1 --max-waiting 1, to be overloaded
 """
 
+import json
 import sys
 import threading
 
@@ -147,6 +148,110 @@ def completions(api, url):
     assert "".join(chunk.choices[0].text for chunk in pieces) == plain.choices[0].text
 
 
+TOOL = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "The weather in a city.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
+
+
+def same_response(one, other):
+    """Two answers to the same request, apart from ids and times."""
+
+    def anonymous(response):
+        plain = response.to_dict()
+        for item in [plain, *plain["output"]]:
+            for key in ["id", "call_id", "created_at", "completed_at"]:
+                item.pop(key, None)
+        plain["usage"].pop("input_tokens_details")
+        return plain
+
+    assert anonymous(one) == anonymous(other), (one, other)
+
+
+def finished(events):
+    """The response of the last event; the order of the others is checked."""
+    events = list(events)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.type for event in events[:2]] == ["response.created", "response.in_progress"]
+    added = [event.item.id for event in events if event.type == "response.output_item.added"]
+    done = [event.item.id for event in events if event.type == "response.output_item.done"]
+    response = events[-1].response
+    assert events[-1].type == f"response.{response.status}"
+    assert added == done == [item.id for item in response.output]
+    return response
+
+
+def responses(api):
+    ask = dict(model=MODEL, input=QUESTION[0]["content"], temperature=0, max_output_tokens=30)
+    plain = api.responses.create(**ask)
+    assert plain.status == "completed" and "Paris" in plain.output_text, plain
+    chat = api.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=30)
+    assert plain.output_text == chat.choices[0].message.content
+    assert plain.usage.total_tokens == chat.usage.total_tokens
+    same_response(finished(api.responses.create(stream=True, **ask)), plain)
+    with api.responses.stream(**ask) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        assert stream.get_final_response().output_text == text == plain.output_text
+    cut = api.responses.create(**ask | {"max_output_tokens": 2})
+    assert cut.status == "incomplete" and cut.incomplete_details.reason == "max_output_tokens", cut
+    scored = api.responses.create(include=["message.output_text.logprobs"], top_logprobs=3, **ask)
+    entries = scored.output[0].content[0].logprobs
+    assert b"".join(bytes(entry.bytes) for entry in entries).decode() == plain.output_text
+    assert all(len(entry.top_logprobs) == 3 for entry in entries)
+    items = [*QUESTION, *(item.to_dict() for item in plain.output), {"role": "user", "content": "Are you sure?"}]
+    again = api.responses.create(
+        model=MODEL,
+        input=items,
+        instructions="You are terse.",
+        max_output_tokens=8,
+        truncation="auto",
+        metadata={"a": "b"},
+        store=False,
+    )
+    assert again.output and again.metadata == {"a": "b"}
+    refused(openai.NotFoundError, "not_found", None, lambda: api.responses.retrieve(plain.id))
+    refused(
+        openai.BadRequestError,
+        "unsupported_parameter",
+        "previous_response_id",
+        lambda: api.responses.create(previous_response_id=plain.id, **ask),
+    )
+
+
+def responses_with_a_tool(api):
+    ask = dict(model=MODEL, input="Weather in Paris?", temperature=0, tools=[TOOL], tool_choice="required")
+    ask |= dict(max_output_tokens=80, parallel_tool_calls=False)
+    plain = api.responses.create(**ask)
+    [call] = plain.output
+    assert call.type == "function_call" and call.name == "get_weather", plain
+    assert isinstance(json.loads(call.arguments)["city"], str)
+    same_response(finished(api.responses.create(stream=True, **ask)), plain)
+    with api.responses.stream(**ask) as stream:
+        pieces = [event for event in stream if event.type == "response.function_call_arguments.delta"]
+        assert "".join(event.delta for event in pieces) == call.arguments
+        assert stream.get_final_response().output[0].arguments == call.arguments
+    items = [
+        {"role": "user", "content": ask["input"]},
+        call.to_dict(),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny, 21 degrees."},
+    ]
+    last = api.responses.create(model=MODEL, input=items, tools=[TOOL], tool_choice="none", max_output_tokens=20)
+    assert last.output[0].type == "message", last
+    schema = {"type": "json_schema", "name": "city", "schema": TOOL["parameters"], "strict": True}
+    shaped = api.responses.create(
+        model=MODEL, input="Name a city.", text={"format": schema}, temperature=0, max_output_tokens=60
+    )
+    assert isinstance(json.loads(shaped.output_text)["city"], str), shaped
+
+
 def refused(kind, code, param, call):
     try:
         call()
@@ -210,6 +315,8 @@ def main():
     chat(api)
     chat_stream(api)
     completions(api, url)
+    responses(api)
+    responses_with_a_tool(api)
     cache(api)
     returned_turns(api)
     errors(api, client(busy_url))

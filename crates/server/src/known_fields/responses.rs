@@ -4,13 +4,12 @@ use super::{
     Row, accepted, honoured, limited,
     objects::{
         ALLOWED_TOKENS, CHOICE, EXPRESSION, JSON_SCHEMA, LOCKET, SALT, STOP, STRUCTURED_OUTPUTS,
-        TEMPLATE_VARIABLES,
+        TEMPLATE_VARIABLES, THINKING,
     },
     refused,
 };
 use crate::schema::{COUNT, Keys, Property, Schema, TOKEN, integer, optional, required};
 
-const LATER: &str = "it is not built yet";
 const NOTHING_STORED: &str = "nothing is stored; send the conversation in `input`";
 
 /// Fields of `/v1/responses`.
@@ -40,13 +39,21 @@ pub(super) const RESPONSES: &[Row] = &[
         TEXT,
         "`format`: [structured outputs](#structured-outputs), `text`, `json_object` or `json_schema`, whose keys stand beside the type; `verbosity` is a hint",
     ),
-    refused("tools", LATER),
-    limited("tool_choice", Schema::OneOf(&["none"]), "`none` only"),
-    honoured("parallel_tool_calls", Schema::Boolean, "returned"),
+    honoured(
+        "tools",
+        TOOLS,
+        "1 to 128 functions with unique names, keys beside the type; see [tools](#tools)",
+    ),
+    honoured(
+        "tool_choice",
+        TOOL_CHOICE,
+        "`none`, `auto`, `required`, a function, or `allowed_tools`; all but `none` need `tools`",
+    ),
+    honoured("parallel_tool_calls", Schema::Boolean, "true unless given; false: at most one call"),
     honoured(
         "reasoning",
         REASONING,
-        "`effort` is one of the seven levels; there are no summaries, the thoughts themselves are sent",
+        "`effort`: [reasoning](#reasoning), one of the seven levels; there are no summaries, the thoughts themselves are sent",
     ),
     honoured(
         "truncation",
@@ -63,7 +70,7 @@ pub(super) const RESPONSES: &[Row] = &[
     honoured(
         "service_tier",
         Schema::OneOf(&["auto", "default", "flex", "scale", "priority", "fast"]),
-        "no key has a tier yet, so `default` is used and returned",
+        "`priority` and `fast` for keys that may; the tier that was used is returned",
     ),
     accepted("store", Schema::Boolean, "nothing is stored; the response says `false`"),
     accepted("user", Schema::Text(0, 512), "up to 512 bytes; not logged at all"),
@@ -123,8 +130,16 @@ pub(super) const RESPONSES: &[Row] = &[
     honoured("documents", Schema::Array(&Schema::AnyObject, 0, 2048), "passed to the template"),
     honoured("add_special_tokens", Schema::Boolean, "false"),
     refused("truncate_prompt_tokens", "it would cut items in two; use `truncation`"),
-    refused("thinking", LATER),
-    refused("thinking_token_budget", LATER),
+    honoured(
+        "thinking",
+        THINKING,
+        "[reasoning](#reasoning): `type` is `enabled`, `disabled` or `auto`, with `budget_tokens`",
+    ),
+    honoured(
+        "thinking_token_budget",
+        integer(0, u32::MAX as i64),
+        "[reasoning](#reasoning): most thought tokens; 0 does not think",
+    ),
     honoured("priority", integer(i32::MIN as i64, i32::MAX as i64), "lower is served earlier"),
     honoured(
         "request_id",
@@ -147,6 +162,31 @@ const INCLUDES: &[&str] = &["message.output_text.logprobs", "reasoning.encrypted
 
 const STREAM_OPTIONS: Schema =
     Schema::Object(&[optional("include_obfuscation", Schema::Boolean, "No effect: no padding is sent.")]);
+
+const TOOLS: Schema = Schema::Array(&Schema::Named("ResponsesTool", &Schema::Object(TOOL)), 1, 128);
+
+const TOOL: &[Property] = &[
+    required("type", Schema::OneOf(&["function"]), ""),
+    required("name", Schema::Pattern("^[A-Za-z0-9_-]+$", 64), "Unique."),
+    optional("description", Schema::AnyText, ""),
+    optional("parameters", Schema::AnyObject, "JSON Schema of an object; absent: no arguments."),
+    optional("strict", Schema::Boolean, "A schema that cannot be a grammar is refused."),
+];
+
+const TOOL_CHOICE: Schema = Schema::AnyOf(&[
+    Schema::OneOf(&["none", "auto", "required"]),
+    Schema::Named("ResponsesNamedTool", &Schema::Object(NAMED_TOOL)),
+    Schema::Named("ResponsesAllowedTools", &Schema::Object(ALLOWED_TOOLS)),
+]);
+
+const NAMED_TOOL: &[Property] =
+    &[required("type", Schema::OneOf(&["function"]), ""), required("name", Schema::AnyText, "")];
+
+const ALLOWED_TOOLS: &[Property] = &[
+    required("type", Schema::OneOf(&["allowed_tools"]), ""),
+    required("mode", Schema::OneOf(&["auto", "required"]), ""),
+    required("tools", Schema::Array(&Schema::Object(NAMED_TOOL), 1, 128), ""),
+];
 
 const TEXT: Schema = Schema::Object(&[
     optional(
@@ -211,7 +251,7 @@ const MESSAGE: &[Property] = &[
 const CALL: &[Property] = &[
     required("type", Schema::OneOf(&["function_call"]), ""),
     CALL_ID,
-    required("name", Schema::Text(1, 64), ""),
+    required("name", Schema::Text(1, 512), ""),
     required("arguments", Schema::AnyText, "JSON text."),
     ID,
     STATUS,

@@ -9,6 +9,7 @@ use axum::{
 use locket_processor::Processor;
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::{
     ResponsesRequest,
@@ -147,50 +148,61 @@ impl Reply {
 }
 
 /// `{"object": "response"}`
-#[derive(Debug, Serialize)]
-pub(super) struct ResponseObject<'a> {
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ResponseObject<'a> {
     id: &'a str,
     object: &'static str,
     created_at: u64,
+    #[schema(required)]
     completed_at: Option<u64>,
     status: Status,
     background: bool,
+    #[schema(required)]
     error: Option<ResponseError<'a>>,
+    #[schema(required)]
     incomplete_details: Option<IncompleteDetails>,
+    #[schema(required)]
     instructions: Option<&'a str>,
+    #[schema(required)]
     max_output_tokens: Option<u32>,
+    #[schema(value_type = Object)]
     metadata: &'a Value,
     model: &'a str,
     output: &'a [Item],
     parallel_tool_calls: bool,
     /// Nothing is stored.
+    #[schema(required)]
     previous_response_id: Option<&'a str>,
+    #[schema(value_type = Object)]
     reasoning: &'a Value,
     service_tier: &'static str,
     store: bool,
     temperature: f32,
+    #[schema(value_type = Object)]
     text: &'a Value,
     tool_choice: &'a Value,
+    #[schema(value_type = Vec<Object>)]
     tools: &'a Value,
     top_logprobs: u32,
     top_p: f32,
     truncation: &'static str,
+    #[schema(required)]
     usage: Option<ResponseUsage>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct ResponseError<'a> {
     code: &'static str,
     message: &'a str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct IncompleteDetails {
     reason: &'static str,
 }
 
 /// Token counts, under this API's names.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct ResponseUsage {
     input_tokens: u64,
     input_tokens_details: InputDetails,
@@ -200,14 +212,14 @@ struct ResponseUsage {
     locket: LocketUsage,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct InputDetails {
     cached_tokens: u64,
     cache_write_tokens: u64,
     image_tokens: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct OutputDetails {
     reasoning_tokens: u64,
 }

@@ -2,6 +2,7 @@
 
 use axum::response::Response;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     answer::{Reply, ResponseObject},
@@ -19,8 +20,9 @@ use crate::{
 };
 
 /// What has happened, as a client is told.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
+#[schema(as = ResponseEventFields)]
 pub(super) enum Event<'a> {
     Created {
         response: &'a ResponseObject<'a>,
@@ -119,8 +121,9 @@ impl Event<'_> {
 }
 
 /// An event as it is sent.
-#[derive(Serialize)]
-struct Numbered<'a, 'e> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ResponseEvent)]
+pub(crate) struct Numbered<'a, 'e> {
     r#type: &'static str,
     sequence_number: u64,
     #[serde(flatten)]

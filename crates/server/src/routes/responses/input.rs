@@ -2,7 +2,7 @@
 //!
 //! Thoughts, text and calls of one answer are items of their own here and one message there.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
@@ -13,7 +13,6 @@ use crate::{
 
 const MAX_ITEMS: usize = 2048;
 const MAX_PARTS: usize = 2048;
-const MAX_NAME: usize = 64;
 const MAX_ID: usize = 512;
 
 /// Reads a string, or 1 to 2048 items.
@@ -40,8 +39,8 @@ struct Conversation {
     messages: Vec<Value>,
     /// The assistant's message that the next item may still belong to.
     answer: Answer,
-    /// Ids of the calls so far.
-    calls: HashSet<String>,
+    /// The calls so far, id to name.
+    calls: HashMap<String, String>,
 }
 
 /// An assistant's message, put together from items.
@@ -65,7 +64,8 @@ impl Answer {
         }
         let mut message = Map::new();
         message.insert("role".into(), "assistant".into());
-        message.insert("content".into(), self.content.unwrap_or_else(|| "".into()));
+        let without = if self.tool_calls.is_empty() { "".into() } else { Value::Null };
+        message.insert("content".into(), self.content.unwrap_or(without));
         if let Some(reasoning) = self.reasoning {
             message.insert("reasoning_content".into(), reasoning.into());
         }
@@ -128,7 +128,7 @@ impl Conversation {
         item.entries(|name, field| {
             match name {
                 "call_id" => call_id = Some(field.short_string(MAX_ID)?),
-                "name" => function = Some(field.short_string(MAX_NAME)?),
+                "name" => function = Some(field.short_string(MAX_ID)?),
                 // As it was said, cut off or not.
                 "arguments" => arguments = Some(field.string()?),
                 _ => read_rest(name, &field, ignored)?,
@@ -138,7 +138,7 @@ impl Conversation {
         let call_id = call_id.ok_or_else(|| item.missing("call_id"))?;
         let function = function.ok_or_else(|| item.missing("name"))?;
         let arguments = arguments.ok_or_else(|| item.missing("arguments"))?;
-        self.calls.insert(call_id.to_owned());
+        self.calls.insert(call_id.to_owned(), function.to_owned());
         self.answer.tool_calls.push(json!({
             "id": call_id, "type": "function", "function": {"name": function, "arguments": arguments},
         }));
@@ -146,27 +146,28 @@ impl Conversation {
     }
 
     fn call_output(&mut self, item: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<(), ApiError> {
-        let (mut call_id, mut output) = (None, None);
+        let (mut call, mut output) = (None, None);
         let calls = &self.calls;
         item.entries(|name, field| {
             match name {
                 "call_id" => {
                     let id = field.short_string(MAX_ID)?;
-                    if !calls.contains(id) {
+                    let name = calls.get(id).ok_or_else(|| {
                         let reason = "must be the `call_id` of an earlier item of the type `function_call`";
-                        return Err(field.error(ErrorKind::InvalidValue, reason));
-                    }
-                    call_id = Some(id);
+                        field.error(ErrorKind::InvalidValue, reason)
+                    })?;
+                    call = Some((id, name));
                 }
                 "output" => output = Some(read_content(&field, ignored)?),
                 _ => read_rest(name, &field, ignored)?,
             }
             Ok(())
         })?;
-        let call_id = call_id.ok_or_else(|| item.missing("call_id"))?;
+        let (call_id, function) = call.ok_or_else(|| item.missing("call_id"))?;
         let output = output.ok_or_else(|| item.missing("output"))?;
+        let result = json!({"role": "tool", "content": output, "tool_call_id": call_id, "name": function});
         self.close_answer();
-        self.messages.push(json!({"role": "tool", "tool_call_id": call_id, "content": output}));
+        self.messages.push(result);
         Ok(())
     }
 
@@ -333,8 +334,8 @@ mod tests {
             json!({"role": "assistant", "content": [{"type": "text", "text": "I look."}],
                 "reasoning_content": "Let me see.",
                 "tool_calls": [call("call_1", "weather", "{\"city\":\"Paris\"}"), call("call_2", "time", "{}")]}),
-            json!({"role": "tool", "tool_call_id": "call_2", "content": "noon"}),
-            json!({"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "sun"}]}),
+            json!({"role": "tool", "tool_call_id": "call_2", "name": "time", "content": "noon"}),
+            json!({"role": "tool", "tool_call_id": "call_1", "name": "weather", "content": [{"type": "text", "text": "sun"}]}),
             json!({"role": "assistant", "content": "Sunny."}),
             json!({"role": "assistant", "content": [{"type": "text", "text": "No more."}]}),
         ];

@@ -10,17 +10,19 @@ mod truncation;
 
 use std::sync::Arc;
 
+pub(crate) use answer::ResponseObject;
 use axum::{
     Extension,
     extract::{Path, Request, State},
     response::Response,
 };
+pub(crate) use events::Numbered as ResponseEvent;
 use request::ResponsesRequest;
 
 use crate::{
     error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
-    generation::{PromptSource, ReasoningFields},
+    generation::PromptSource,
     keys,
     known_fields::Route,
     layers::RequestContext,
@@ -43,9 +45,10 @@ pub(crate) async fn create(
     drop(body);
     let key = context.key().map(Arc::as_ref);
     request.echo.service_tier = keys::apply_tier(request.service_tier, key, &mut request.generation.priority);
-    let reasoning = ReasoningFields::of_effort(&request.echo.reasoning["effort"]);
+    let reasoning = state.reasoning();
     request.generation.wanted.reasoning =
-        state.reasoning().decide(&reasoning, &mut request.template.kwargs)?;
+        reasoning.decide(&request.reasoning, &mut request.template.kwargs)?;
+    request.tools.apply(&state, &mut request.generation, &mut request.message_plan).await?;
     let prompt = truncation::encode(&state, &mut request).await?;
     let fields = &request.generation;
     let stamp = Stamp {

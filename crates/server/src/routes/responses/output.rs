@@ -2,6 +2,7 @@
 //! here, so they cannot differ: the one hears of every step, the other takes the result.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::events::Event;
 use crate::{
@@ -10,7 +11,8 @@ use crate::{
 };
 
 /// How far an item or a response has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = ResponseStatus)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Status {
     InProgress,
@@ -23,11 +25,18 @@ pub(super) enum Status {
 type Never = [u8; 0];
 
 /// One item of `output`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = ResponseItem)]
 pub(super) enum Item {
     /// Thoughts.
-    Reasoning { id: String, summary: Never, content: Vec<ReasoningText>, status: Status },
+    Reasoning {
+        id: String,
+        #[schema(value_type = Vec<Object>)]
+        summary: Never,
+        content: Vec<ReasoningText>,
+        status: Status,
+    },
     /// What is said.
     Message { id: String, role: &'static str, status: Status, content: Vec<OutputText> },
     /// A call of a tool.
@@ -35,17 +44,18 @@ pub(super) enum Item {
 }
 
 /// The one part of thoughts.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(tag = "type", rename = "reasoning_text")]
 pub(super) struct ReasoningText {
     text: String,
 }
 
 /// The one part of a message.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 #[serde(tag = "type", rename = "output_text")]
 pub(super) struct OutputText {
     text: String,
+    #[schema(value_type = Vec<Object>)]
     annotations: Never,
     logprobs: Vec<ChatLogprob>,
 }

@@ -7,10 +7,10 @@ use super::input::read_input;
 use crate::{
     error::{ApiError, ErrorKind},
     fields::{Field, IgnoredFields},
-    generation::{Bounds, GenerationFields, StreamOptions, Structured, read_named_schema},
+    generation::{Bounds, GenerationFields, ReasoningFields, StreamOptions, Structured, read_named_schema},
     known_fields::Route,
     message::MessagePlan,
-    routes::chat::{TemplateFields, read_metadata, read_service_tier},
+    routes::chat::{TemplateFields, ToolFields, ToolStyle, read_metadata, read_service_tier},
 };
 
 /// A checked request.
@@ -20,6 +20,8 @@ pub(super) struct ResponsesRequest {
     pub(super) messages: Vec<Value>,
     pub(super) template: TemplateFields,
     pub(super) generation: GenerationFields,
+    pub(super) reasoning: ReasoningFields,
+    pub(super) tools: ToolFields,
     /// How the answer is read.
     pub(super) message_plan: MessagePlan,
     /// `text.format`, if it constrains the answer.
@@ -76,7 +78,7 @@ impl ResponsesRequest {
         bounds: &Bounds,
         ignored: &mut IgnoredFields,
     ) -> Result<Self, ApiError> {
-        let mut request = Self::default();
+        let mut request = Self { tools: ToolFields::new(ToolStyle::Flat), ..Self::default() };
         let mut wants_logprobs = false;
         body.entries(|name, field| {
             if !Route::Responses.is_to_be_read(name, &field, ignored)? {
@@ -86,6 +88,7 @@ impl ResponsesRequest {
                 "include" => wants_logprobs = read_include(&field)?,
                 _ if request.read_own(name, &field, ignored)?
                     || request.generation.read(name, &field, bounds, ignored)?
+                    || request.reasoning.read(name, &field, ignored)?
                     || request.template.read(name, &field)? => {}
                 // Every field to be read is read by one of the parsers; a test sends them all.
                 _ => return Err(ApiError::internal(&format!("nobody reads the field {name}"))),
@@ -95,6 +98,8 @@ impl ResponsesRequest {
         if request.messages.is_empty() {
             return Err(body.missing("input"));
         }
+        request.reasoning.check_together()?;
+        request.tools.check_together()?;
         request.add_format()?;
         request.generation.check_together(ErrorKind::UnsupportedParameter)?;
         if request.echo.top_logprobs > 0 && !wants_logprobs {
@@ -120,6 +125,24 @@ impl ResponsesRequest {
         Ok(())
     }
 
+    /// `{"effort", "summary"}`. There are no summaries: the thoughts themselves are sent.
+    fn read_reasoning(&mut self, field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<(), ApiError> {
+        let echo = &mut self.echo.reasoning;
+        field.entries(|name, inner| {
+            match name {
+                "effort" => {
+                    self.reasoning.read("reasoning_effort", &inner, ignored)?;
+                    echo["effort"] = inner.value().clone();
+                }
+                "summary" | "generate_summary" => {
+                    echo["summary"] = inner.one_of(&["auto", "concise", "detailed"])?.into();
+                }
+                _ => ignored.push(&inner),
+            }
+            Ok(())
+        })
+    }
+
     /// Reads one field. `false` means that it is not one that only this route has.
     fn read_own(
         &mut self,
@@ -134,11 +157,22 @@ impl ResponsesRequest {
             "max_output_tokens" => echo.max_output_tokens = Some(field.count(1, u32::MAX)?),
             "metadata" => echo.metadata = read_metadata(field)?,
             "service_tier" => self.service_tier = Some(read_service_tier(field)?),
-            "parallel_tool_calls" => echo.parallel_tool_calls = field.boolean()?,
             "top_logprobs" => echo.top_logprobs = field.count(0, 20)?,
             "truncation" => {
                 echo.truncation = field.one_of(&["auto", "disabled"])?;
                 self.truncates = echo.truncation == "auto";
+            }
+            "tools" => {
+                self.tools.read(name, field, ignored)?;
+                echo.tools = field.value().clone();
+            }
+            "tool_choice" => {
+                self.tools.read(name, field, ignored)?;
+                echo.tool_choice = field.value().clone();
+            }
+            "parallel_tool_calls" => {
+                self.tools.read(name, field, ignored)?;
+                echo.parallel_tool_calls = field.boolean()?;
             }
             "background" => {
                 if field.boolean()? {
@@ -149,14 +183,8 @@ impl ResponsesRequest {
                 read_stream_options(field, ignored)?;
                 self.generation.stream_options = Some(StreamOptions::default());
             }
-            "reasoning" => echo.reasoning = read_reasoning(field, ignored)?,
+            "reasoning" => self.read_reasoning(field, ignored)?,
             "text" => (echo.text, self.format) = read_text(field, ignored)?,
-            "tool_choice" => {
-                if field.value() != "none" {
-                    return Err(field.unsupported("tools are not built yet; only `none` is allowed"));
-                }
-                echo.tool_choice = field.value().clone();
-            }
             _ => return Ok(false),
         }
         Ok(true)
@@ -192,24 +220,6 @@ fn read_stream_options(field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Re
         }
         Ok(())
     })
-}
-
-/// `{"effort", "summary"}`. There are no summaries: the thoughts themselves are sent.
-fn read_reasoning(field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value, ApiError> {
-    let (mut effort, mut summary) = (None, None);
-    field.entries(|name, inner| {
-        match name {
-            "effort" => {
-                effort = Some(inner.one_of(&["none", "minimal", "low", "medium", "high", "xhigh", "max"])?);
-            }
-            "summary" | "generate_summary" => {
-                summary = Some(inner.one_of(&["auto", "concise", "detailed"])?);
-            }
-            _ => ignored.push(&inner),
-        }
-        Ok(())
-    })?;
-    Ok(json!({"effort": effort, "summary": summary}))
 }
 
 /// `{"format", "verbosity"}`: what is repeated, and what the answer must be.
@@ -258,7 +268,7 @@ fn read_format(field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Opt
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generation::test_bounds;
+    use crate::{generation::test_bounds, schema::agreement::assert_agreement};
 
     fn read(extra: Value) -> Result<(ResponsesRequest, Option<String>), ApiError> {
         let mut body = json!({"input": "Hi"});
@@ -271,6 +281,8 @@ mod tests {
 
     #[test]
     fn good_values() {
+        let tool =
+            json!({"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}});
         let format =
             json!({"type": "json_schema", "name": "a", "schema": {"type": "object"}, "strict": true});
         let (request, ignored) = read(json!({
@@ -279,6 +291,8 @@ mod tests {
             "service_tier": "auto", "parallel_tool_calls": false, "truncation": "auto", "background": false,
             "stream": true, "stream_options": {"include_obfuscation": true, "include_usage": true},
             "reasoning": {"effort": "low", "summary": "auto", "x": 1}, "text": {"format": format, "verbosity": "low"},
+            "tools": [tool], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [
+                {"type": "function", "name": "f"}]}, "thinking_token_budget": 9,
             "user": "u", "top_k": 4, "seed": 1, "locket": {"require_exact": false}, "previous_response_id": null,
             "foo": 1
         }))
@@ -290,6 +304,9 @@ mod tests {
         assert_eq!(echo.reasoning, json!({"effort": "low", "summary": "auto"}));
         assert_eq!(echo.text, json!({"format": format, "verbosity": "low"}));
         assert_eq!(echo.metadata, json!({"a": "b"}));
+        assert_eq!((&echo.tools, &echo.tool_choice["mode"]), (&json!([tool]), &json!("auto")));
+        let rendered = json!({"name": "f", "description": "d", "parameters": {"type": "object"}});
+        assert_eq!(request.tools.rendered(), Some(vec![json!({"type": "function", "function": rendered})]));
         let constraint = fields.structured.constraint().expect("a schema");
         assert_eq!(constraint.source, GrammarSource::JsonSchema(json!({"type": "object"})));
         assert_eq!(constraint.param, "text.format.schema");
@@ -303,6 +320,7 @@ mod tests {
     fn bad_values() {
         use ErrorKind::*;
         let schema = json!({"type": "json_schema", "name": "a", "schema": {}});
+        let tool = json!({"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": true});
         let rows = [
             (json!({"input": null}), MissingRequiredParameter, "input"),
             (json!({"input": []}), EmptyArray, "input"),
@@ -339,6 +357,16 @@ mod tests {
                 "text.format.name",
             ),
             (json!({"guided_regex": "a", "text": {"format": schema}}), InvalidValue, "text.format.schema"),
+            (json!({"tools": []}), EmptyArray, "tools"),
+            (json!({"tools": [{"type": "web_search"}]}), UnsupportedValue, "tools[0].type"),
+            (json!({"tools": [{"type": "function"}]}), MissingRequiredParameter, "tools[0].name"),
+            (json!({"tool_choice": "required"}), InvalidValue, "tool_choice"),
+            (
+                json!({"tools": [tool], "tool_choice": {"type": "function", "name": "g"}}),
+                InvalidValue,
+                "tool_choice.name",
+            ),
+            (json!({"thinking": {}}), MissingRequiredParameter, "thinking.type"),
             (json!({"service_tier": "gold"}), InvalidValue, "service_tier"),
             (json!({"metadata": {"a": 1}}), InvalidType, "metadata.a"),
             (json!({"store": "no"}), InvalidType, "store"),
@@ -366,5 +394,16 @@ mod tests {
             assert_ne!(error.kind, ErrorKind::InternalError, "{name}");
             assert!(error.param.as_deref().is_some_and(|param| param.starts_with(name)), "{name}: {error:?}");
         }
+    }
+
+    /// `locket` and `input` have rules between their keys; names and ids of tools refer to each other.
+    #[test]
+    fn schema_and_parser_agree() {
+        let base = json!({"input": "Hi"});
+        let looser = ["locket", "input", "tools", "tool_choice", "text"];
+        assert_agreement(Route::Responses, &base, &looser, |body| {
+            ResponsesRequest::read(&Field::root(body), &test_bounds(), &mut IgnoredFields::default())
+                .map(drop)
+        });
     }
 }

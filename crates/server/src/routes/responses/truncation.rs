@@ -22,7 +22,11 @@ use crate::{
 /// that item, for the check of lengths to refuse it with all numbers.
 pub(super) async fn encode(state: &AppState, request: &mut ResponsesRequest) -> Result<PromptIds, ApiError> {
     let messages = std::mem::take(&mut request.messages);
-    let template = std::mem::take(&mut request.template).into_prompt();
+    let template = ChatPrompt {
+        tools: request.tools.rendered(),
+        tool_format: state.tool_format().unwrap_or_default(),
+        ..std::mem::take(&mut request.template).into_prompt()
+    };
     let conversation = Conversation { state, request, template };
     if !request.truncates {
         return conversation.encode(messages).await;
