@@ -92,6 +92,10 @@ pub enum EngineFailure {
     /// The logits were not finite.
     #[error("the model produced logits that are not finite")]
     NonFiniteLogits,
+    /// Its steering could not go on: a constraint that is beyond its limits, or that leaves no token
+    /// beside what else restricts the tokens; the reason is in the log.
+    #[error("no token can follow what constrains the answer")]
+    Unsteerable,
     /// It waited longer than the operator's limit.
     #[error("the request waited longer than the queue's time limit")]
     QueueTimeout,
@@ -106,6 +110,7 @@ impl EngineFailure {
         match self {
             Self::Internal => "internal_error",
             Self::NonFiniteLogits => "non_finite_logits",
+            Self::Unsteerable => "unsteerable",
             Self::QueueTimeout => "queue_timeout",
             Self::ShuttingDown => "shutting_down",
         }

@@ -293,6 +293,11 @@ impl ApiError {
             EngineFailure::NonFiniteLogits => {
                 Self { is_final: true, ..Self::internal("the logits were not finite") }
             }
+            EngineFailure::Unsteerable => Self::new(
+                ErrorKind::InvalidGrammar,
+                "The answer cannot go on: its constraint is too difficult to follow, or no token fits it \
+                 beside `allowed_token_ids`, `bad_words` and `min_tokens`.",
+            ),
             EngineFailure::QueueTimeout => Self::new(
                 ErrorKind::ServerOverloaded,
                 "The request waited longer than the queue's time limit. Try again later.",

@@ -131,8 +131,8 @@ impl Engine {
                 }
                 Some(Sampled::Unsteerable(reason)) => {
                     metrics.steering().failed();
-                    tracing::error!(request_id, reason, "the steering of a sequence failed");
-                    sequence.end = Some(End::Failed(EngineFailure::Internal));
+                    tracing::warn!(request_id, reason, "the steering of a sequence failed");
+                    sequence.end = Some(End::Failed(EngineFailure::Unsteerable));
                 }
                 // Its guide is late.
                 None => {}

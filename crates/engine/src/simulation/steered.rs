@@ -271,7 +271,7 @@ fn ends_without_a_token_are_in_order() {
     assert_eq!(metric(&bench.registry, "vllm:request_success_total", Some("stop")), 1.0);
     for guide in [Guide::Failed("too much".into()), Guide::Forced(VOCAB_SIZE as u32)] {
         let events = events_of(&mut bench, steered(Always(guide), request(10, 20)));
-        assert_eq!(events, [SequenceEvent::Failed(EngineFailure::Internal)]);
+        assert_eq!(events, [SequenceEvent::Failed(EngineFailure::Unsteerable)]);
     }
     assert_eq!(metric(&bench.registry, "locket_steering_failures_total", None), 2.0);
 }
@@ -308,7 +308,7 @@ fn a_bug_in_a_steering_ends_its_sequence_only() {
     let mut readers = submit_all(&bench.handle, &requests);
     finish(&mut bench, &mut readers);
     for reader in &readers[..3] {
-        assert_eq!(reader.last(), Some(&SequenceEvent::Failed(EngineFailure::Internal)));
+        assert_eq!(reader.last(), Some(&SequenceEvent::Failed(EngineFailure::Unsteerable)));
     }
     readers[3].check(false);
     assert_eq!(metric(&bench.registry, "locket_step_failures_total", None), 0.0);
