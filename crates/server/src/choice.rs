@@ -5,7 +5,7 @@ use std::{collections::VecDeque, pin::Pin, sync::Arc};
 
 use futures_util::{Stream, stream};
 use locket_engine::{
-    EngineFailure, FinishReason as EngineFinish, SampledToken, SequenceEvent, SequenceStream,
+    EngineFailure, FinishReason as EngineFinish, PromptLogprobs, SampledToken, SequenceEvent, SequenceStream,
 };
 use locket_processor::{Processor, TextDelta, TextOptions, TextStream};
 
@@ -33,11 +33,13 @@ impl TokenTable for Processor {
     }
 }
 
-/// What a client gets to know of one choice, in this order: `Started`, any number of `Delta`,
-/// then one `Finished` or `Failed`.
+/// What a client gets to know of one choice, in this order: `Scored` if the prompt was, `Started`, any
+/// number of `Delta`, then one `Finished` or `Failed`.
 #[derive(Debug, PartialEq)]
 pub(crate) enum ChoiceEvent {
     /// Prefill has ended.
+    /// How likely the prompt's tokens were; every choice of the prompt is told.
+    Scored(Arc<PromptLogprobs>),
     Started {
         /// Prompt tokens whose prefill was skipped.
         cached_tokens: u32,
@@ -137,8 +139,12 @@ impl ChoiceText {
     ) -> bool {
         self.folded_tokens = folded_tokens;
         match event {
-            // Asked for by nobody yet.
-            Some(SequenceEvent::PromptLogprobs(_) | SequenceEvent::Embedding(_)) => true,
+            Some(SequenceEvent::PromptLogprobs(scores)) => {
+                out.push_back(ChoiceEvent::Scored(scores));
+                true
+            }
+            // The route of embeddings reads its sequences itself.
+            Some(SequenceEvent::Embedding(_)) => true,
             Some(SequenceEvent::Started { cached_tokens, .. }) => {
                 out.push_back(ChoiceEvent::Started { cached_tokens });
                 true

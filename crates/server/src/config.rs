@@ -5,6 +5,7 @@ mod cache_bounds;
 
 use std::{path::PathBuf, time::Duration};
 
+use locket_engine::Pooling;
 use locket_model::load::GenerationDefaults;
 use locket_processor::tools::ToolFormat;
 
@@ -66,6 +67,8 @@ pub struct ServerConfig {
     /// Version string of the server.
     pub version: String,
     /// Digest of the weights and their quantisation, for `system_fingerprint`.
+    /// Which hidden states make an embedding.
+    pub embedding_pooling: Pooling,
     pub fingerprint: String,
 }
 
@@ -158,6 +161,7 @@ impl Default for ConnectionLimits {
             cache: CacheBounds::default(),
             api_keys: Vec::new(),
             api_key_file: None,
+            embedding_pooling: Pooling::default(),
             metrics_require_key: false,
             tls: None,
             connections: ConnectionLimits::default(),

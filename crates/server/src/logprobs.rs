@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 
-use locket_engine::TokenLogprob;
+use locket_engine::{PromptLogprobs, PromptToken, TokenLogprob};
 use serde_json::{Map, Value};
 
 use crate::{
     choice::{ReleasedToken, TokenTable},
-    openai::{ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob},
+    echo::{EchoedPrompt, count_chars},
+    openai::{ChatLogprob, ChatLogprobs, CompletionLogprobs, PromptLogprob, PromptLogprobMap, TopLogprob},
 };
 
 /// What stands for minus infinity, which JSON cannot express.
@@ -100,26 +101,27 @@ pub(crate) fn completions(
         let chosen = &token.sampled;
         let logprob = finite(chosen.logprob.unwrap_or(f32::NEG_INFINITY));
         let text = style.exact(tokens, chosen.id);
-        out.top_logprobs.push(top_map(token, &text, logprob, tokens, style));
+        let chosen = TokenLogprob { id: chosen.id, logprob };
+        out.top_logprobs.push(Some(top_map(chosen, &text, &token.sampled.top_logprobs, tokens, style)));
         out.tokens.push(text);
-        out.token_logprobs.push(logprob);
+        out.token_logprobs.push(Some(logprob));
         out.text_offset.push(*offset);
-        *offset += shown_bytes(token, tokens).iter().filter(|byte| **byte & 0xC0 != 0x80).count();
+        *offset += count_chars(shown_bytes(token, tokens));
     }
 }
 
 /// The most likely tokens and the chosen one. Two tokens of equal text keep both values: the
 /// less likely one is written as bytes, or by its id if even the bytes are equal.
 fn top_map(
-    token: &ReleasedToken,
+    chosen: TokenLogprob,
     chosen_text: &str,
-    logprob: f32,
+    alternatives: &[TokenLogprob],
     tokens: &dyn TokenTable,
     style: TokenStyle,
 ) -> Map<String, Value> {
     let mut map = Map::new();
-    for top in &token.sampled.top_logprobs {
-        let is_chosen = top.id == token.sampled.id;
+    for top in alternatives {
+        let is_chosen = top.id == chosen.id;
         let text = style.exact(tokens, top.id);
         let is_free = |text: &str| is_chosen || (!map.contains_key(text) && text != chosen_text);
         let key = [text, escaped(tokens.token_bytes(top.id))]
@@ -129,9 +131,58 @@ fn top_map(
         map.insert(key, finite(top.logprob).into());
     }
     if !map.contains_key(chosen_text) {
-        map.insert(chosen_text.to_owned(), logprob.into());
+        map.insert(chosen_text.to_owned(), finite(chosen.logprob).into());
     }
     map
+}
+
+/// Completions: the arrays of an echoed prompt with `count` alternatives per token. The first token
+/// has no values.
+pub(crate) fn echoed(
+    echo: &EchoedPrompt,
+    scores: &PromptLogprobs,
+    count: u32,
+    tokens: &dyn TokenTable,
+    style: TokenStyle,
+) -> CompletionLogprobs {
+    let values = scores.iter().map(|(token, top)| {
+        let text = style.exact(tokens, token.id);
+        let chosen = TokenLogprob { id: token.id, logprob: token.logprob };
+        (finite(token.logprob), top_map(chosen, &text, first(top, count), tokens, style))
+    });
+    let (token_logprobs, top_logprobs): (Vec<_>, Vec<_>) =
+        values.map(|(logprob, top)| (Some(logprob), Some(top))).unzip();
+    CompletionLogprobs {
+        tokens: echo.ids.iter().map(|&id| style.exact(tokens, id)).collect(),
+        token_logprobs: [None].into_iter().chain(token_logprobs).collect(),
+        top_logprobs: [None].into_iter().chain(top_logprobs).collect(),
+        text_offset: echo.offsets.clone(),
+    }
+}
+
+/// `prompt_logprobs`: null, then for each further token itself and the `count` likeliest ones.
+pub(crate) fn prompt(
+    scores: &PromptLogprobs,
+    count: u32,
+    tokens: &dyn TokenTable,
+) -> Vec<Option<PromptLogprobMap>> {
+    let entry = |id: u32, logprob: f32, rank: u32| {
+        let decoded_token = TokenStyle::Text.lossy(tokens, id);
+        (id.to_string(), PromptLogprob { logprob: finite(logprob), rank, decoded_token })
+    };
+    let maps = scores.iter().map(|(PromptToken { id, logprob, rank }, top)| {
+        let own = [entry(id, logprob, rank)];
+        let top = (1..).zip(first(top, count)).filter(|(_, top)| top.id != id);
+        Some(PromptLogprobMap(
+            own.into_iter().chain(top.map(|(rank, top)| entry(top.id, top.logprob, rank))).collect(),
+        ))
+    });
+    [None].into_iter().chain(maps).collect()
+}
+
+/// The likeliest `count`: other fields of the request may have asked for more.
+fn first(top: &[TokenLogprob], count: u32) -> &[TokenLogprob] {
+    &top[..top.len().min(count as usize)]
 }
 
 #[cfg(test)]
@@ -149,6 +200,44 @@ mod tests {
             is_hidden: id >= 256,
             bytes: usize::from(id < 256),
         }
+    }
+
+    fn keys(logprobs: &CompletionLogprobs) -> impl Iterator<Item = &str> {
+        logprobs.top_logprobs[0].iter().flat_map(Map::keys).map(String::as_str)
+    }
+
+    /// `ab` where `b` was the second choice.
+    fn scored() -> PromptLogprobs {
+        let mut scores = PromptLogprobs::default();
+        let top = [(99, -0.1), (98, -2.5), (100, -3.0)].map(|(id, logprob)| TokenLogprob { id, logprob });
+        scores.push(PromptToken { id: 98, logprob: -2.5, rank: 2 }, &top);
+        scores
+    }
+
+    #[test]
+    fn an_echoed_prompt_has_values_from_its_second_token() {
+        let echo = EchoedPrompt::new(&Bytes::new(), Some("ab".into()), &[97, 98]);
+        let json = |count| {
+            let arrays = echoed(&echo, &scored(), count, &Bytes::new(), TokenStyle::Text);
+            serde_json::to_value(arrays).expect("plain data")
+        };
+        assert_eq!(
+            json(1),
+            serde_json::json!({"tokens": ["a", "b"], "token_logprobs": [null, -2.5],
+                "top_logprobs": [null, {"c": -0.1f32, "b": -2.5}], "text_offset": [0, 1]})
+        );
+        assert_eq!(json(0)["top_logprobs"], serde_json::json!([null, {"b": -2.5}]));
+        assert_eq!(json(3)["top_logprobs"][1].as_object().map(Map::len), Some(3));
+    }
+
+    #[test]
+    fn prompt_logprobs_have_ids_ranks_and_texts() {
+        let json = |count| serde_json::to_value(prompt(&scored(), count, &Bytes::new())).expect("plain data");
+        let own = serde_json::json!({"logprob": -2.5, "rank": 2, "decoded_token": "b"});
+        let best = serde_json::json!({"logprob": -0.1f32, "rank": 1, "decoded_token": "c"});
+        assert_eq!(json(0), serde_json::json!([null, {"98": own}]));
+        assert_eq!(json(2), serde_json::json!([null, {"98": own, "99": best}]));
+        assert_eq!(json(3)[1]["100"]["rank"], 3);
     }
 
     /// Offsets count characters, tokens inside a character included, hidden tokens not.
@@ -175,7 +264,7 @@ mod tests {
         let token = released(97, -3.0, &[(98, -0.1), (0xC3, -1.0), (0xC4, -2.0)]);
         let mut out = CompletionLogprobs::default();
         completions(&[token], &Bytes::new(), TokenStyle::Text, &mut 0, &mut out);
-        let keys: Vec<_> = out.top_logprobs[0].keys().map(String::as_str).collect();
+        let keys: Vec<_> = keys(&out).collect();
         assert_eq!(keys, ["b", "bytes:\\xc3", "bytes:\\xc4", "a"]);
     }
 
@@ -185,7 +274,7 @@ mod tests {
         let token = released(257, -0.1, &[(257, -0.1), (258, -3.0), (259, -4.0)]);
         let mut out = CompletionLogprobs::default();
         completions(&[token], &Bytes::new(), TokenStyle::Text, &mut 0, &mut out);
-        let keys: Vec<_> = out.top_logprobs[0].keys().map(String::as_str).collect();
+        let keys: Vec<_> = keys(&out).collect();
         assert_eq!(keys, ["<end>", "bytes:\\x3c\\x65\\x6e\\x64\\x3e", "token_id:259"]);
     }
 

@@ -1,7 +1,7 @@
 //! Wire types of answers, as in the public API. `Option<Option<T>>` is a key that may be absent,
 //! null or filled.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -118,6 +118,9 @@ pub(crate) struct ChatCompletion<'a> {
     pub(crate) metadata: Option<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prompt_token_ids: Option<&'a [u32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Option<Object>>>)]
+    pub(crate) prompt_logprobs: Option<Vec<Option<PromptLogprobMap>>>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -276,16 +279,39 @@ pub(crate) struct CompletionChoice {
     pub(crate) token_ids: Option<Vec<u32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prompt_token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Option<Object>>>)]
+    pub(crate) prompt_logprobs: Option<Vec<Option<PromptLogprobMap>>>,
 }
 
 /// Four arrays of equal length.
 #[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(crate) struct CompletionLogprobs {
     pub(crate) tokens: Vec<String>,
-    pub(crate) token_logprobs: Vec<f32>,
-    #[schema(value_type = Vec<Object>)]
-    pub(crate) top_logprobs: Vec<Map<String, Value>>,
+    /// null for the first token of an echoed prompt.
+    pub(crate) token_logprobs: Vec<Option<f32>>,
+    #[schema(value_type = Vec<Option<Object>>)]
+    pub(crate) top_logprobs: Vec<Option<Map<String, Value>>>,
     pub(crate) text_offset: Vec<usize>,
+}
+
+/// How likely a prompt token, or another in its place, was: our extension, as others have it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PromptLogprob {
+    pub(crate) logprob: f32,
+    /// 1 for the likeliest.
+    pub(crate) rank: u32,
+    pub(crate) decoded_token: String,
+}
+
+/// By token id; the prompt's own token comes first.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PromptLogprobMap(pub(crate) Vec<(String, PromptLogprob)>);
+
+impl Serialize for PromptLogprobMap {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(id, entry)| (id, entry)))
+    }
 }
 
 /// An entry of `/v1/models`.

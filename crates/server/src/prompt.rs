@@ -139,6 +139,45 @@ pub(crate) async fn decode(state: &AppState, ids: Vec<u32>) -> Result<String, Ap
 }
 
 /// The text of each token, and the ids themselves.
+/// A text, or the ids that a client made of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TextOrIds {
+    /// To be tokenised.
+    Text(String),
+    /// Taken as they are; at least one.
+    Ids(Vec<u32>),
+}
+
+/// Tokenises what is to be embedded.
+///
+/// # Errors
+/// 400 if a token is beyond the model's rows, or a text has no tokens.
+pub(crate) async fn encode_inputs(
+    state: &AppState,
+    inputs: Vec<TextOrIds>,
+    add_special_tokens: bool,
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    let bytes = inputs.iter().map(|input| match input {
+        TextOrIds::Text(text) => text.len(),
+        TextOrIds::Ids(_) => 0,
+    });
+    let bytes = bytes.sum();
+    let encode = move |processor: &Processor| {
+        let encode = |input| match input {
+            TextOrIds::Text(text) => processor.encode(&text, add_special_tokens),
+            TextOrIds::Ids(ids) => Ok(ids),
+        };
+        inputs.into_iter().map(encode).collect::<Result<Vec<_>, _>>()
+    };
+    let ids = run(state, "input", bytes, encode).await?;
+    if let Some(index) = ids.iter().position(Vec::is_empty) {
+        let path = if ids.len() == 1 { "input".to_owned() } else { format!("input[{index}]") };
+        let message = format!("`{path}` has no tokens.");
+        return Err(ApiError::field(ErrorKind::EmptyString, path, message));
+    }
+    Ok(ids)
+}
+
 ///
 /// # Errors
 /// Only internal ones.

@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt as _, stream};
+use locket_engine::PromptLogprobs;
 use serde::Serialize;
 
 use crate::{
@@ -60,6 +61,8 @@ impl Frames {
 pub(crate) trait Chunks: Send + 'static {
     /// Before anything else, while the request still waits.
     fn opened(&mut self, _frames: &mut Frames) {}
+    /// How likely the tokens of a choice's prompt were; before its start.
+    fn scored(&mut self, _index: u32, _scores: Arc<PromptLogprobs>) {}
     /// Prefill of a choice has ended.
     fn started(&mut self, index: u32, usage: Option<Usage>, frames: &mut Frames);
     /// Text of a choice.
@@ -135,7 +138,7 @@ impl Drop for UsageCounter {
             }
             ChoiceEvent::Delta(delta) => (delta.completion_tokens, delta.folded_tokens),
             ChoiceEvent::Finished(finish) => (finish.completion_tokens, finish.folded_tokens),
-            ChoiceEvent::Failed(_) => return,
+            ChoiceEvent::Scored(_) | ChoiceEvent::Failed(_) => return,
         };
         self.folded_tokens = self.folded_tokens.max(u64::from(folded_tokens));
         if let Some(count) = self.completion_tokens.get_mut(index as usize) {
@@ -237,6 +240,7 @@ impl<C: Chunks> Streaming<C> {
         self.counter.count(index, &event);
         let usage = self.options.continuous_usage_stats.then(|| self.counter.usage());
         match event {
+            ChoiceEvent::Scored(scores) => self.chunks.scored(index, scores),
             ChoiceEvent::Started { .. } => self.chunks.started(index, usage, &mut self.frames),
             ChoiceEvent::Delta(delta) => self.chunks.delta(index, delta, usage, &mut self.frames),
             ChoiceEvent::Finished(finish) => self.chunks.finished(index, finish, usage, &mut self.frames),

@@ -36,6 +36,9 @@ pub struct CacheBounds {
     pub lococo_slots: Option<u32>,
     /// Whether requests are refused, or their answers end, instead of folding, unless they say otherwise.
     pub require_exact: bool,
+    /// Prompts are scored with the method `full`, unless the request names another; else with that of
+    /// the request.
+    pub scoring_full: bool,
     /// Whether the engine keeps snapshots, and requests go on from them. Chats then keep their method
     /// however short they are, so that the next turn finds what the last one left.
     pub snapshots: bool,
@@ -57,6 +60,7 @@ impl Default for CacheBounds {
             layer_budgets: false,
             lococo_slots: None,
             require_exact: false,
+            scoring_full: false,
             snapshots: false,
         }
     }

@@ -32,6 +32,11 @@ impl CacheChoice {
         Self { method, slots, recall_permille: None, sinks: None, recent: None }
     }
 
+    /// Every token keeps its slot.
+    pub(crate) fn full() -> Self {
+        Self { method: CacheMethod::Full, slots: 0, recall_permille: None, sinks: None, recent: None }
+    }
+
     /// Whether a sequence can fold.
     pub(crate) fn folds(&self) -> bool {
         self.method != CacheMethod::Full

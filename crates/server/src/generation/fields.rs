@@ -1,5 +1,7 @@
 //! The fields that chat and completions share: parsed and checked one by one.
 
+use locket_engine::Pooling;
+
 use super::{CacheChoice, LocketFields, Wanted, cache, structured::StructuredFields};
 use crate::{
     config::CacheBounds,
@@ -87,6 +89,11 @@ pub(crate) struct GenerationFields {
 }
 
 /// `stream_options`.
+    pub(crate) prompt_logprobs: Option<u32>,
+    /// Answers begin with the prompt; set by the route of completions.
+    pub(crate) echo: bool,
+    /// The prompt is to be embedded; set by the route of embeddings.
+    pub(crate) pooling: Option<Pooling>,
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct StreamOptions {
     /// A last chunk with the usage.
@@ -136,6 +143,7 @@ impl GenerationFields {
             "return_token_ids" => self.return_token_ids = field.boolean()?,
             "return_tokens_as_token_ids" => self.tokens_as_token_ids = field.boolean()?,
             "add_special_tokens" => self.add_special_tokens = Some(field.boolean()?),
+            "prompt_logprobs" => self.prompt_logprobs = Some(field.count(0, 20)?),
             "truncate_prompt_tokens" => self.truncate_prompt_tokens = Some(read_truncation(field, bounds)?),
             "priority" => {
                 self.priority = field.integer(i64::from(i32::MIN), i64::from(i32::MAX))? as i32;
@@ -170,6 +178,10 @@ impl GenerationFields {
         if self.best_of.is_some_and(|best_of| best_of != self.choices()) {
             let message = "`best_of` must equal `n`: no other choices are generated.";
             return Err(ApiError::field(best_of_kind, "best_of", message));
+        if self.prompt_logprobs.is_some() && self.stream {
+            let message = "`prompt_logprobs` is not possible with `stream: true`.";
+            return Err(ApiError::field(ErrorKind::InvalidValue, "prompt_logprobs", message));
+        }
         }
         if let Some((outer, inner)) = self.cache_salt.as_ref().zip(self.locket.cache_salt.as_ref())
             && outer != inner
@@ -182,7 +194,17 @@ impl GenerationFields {
 
     /// How the sequence uses its block, apart from what follows from its prompt.
     pub(crate) fn cache(&self, bounds: &CacheBounds) -> CacheChoice {
-        self.locket.cache.unwrap_or_else(|| CacheChoice::default_of(bounds))
+        let scores_fully = bounds.scoring_full && self.prompt_scores().is_some();
+        let default = || if scores_fully { CacheChoice::full() } else { CacheChoice::default_of(bounds) };
+        self.locket.cache.unwrap_or_else(default)
+    }
+
+    /// Alternatives to compute per prompt token; `None`: prompts are not scored.
+    pub(crate) fn prompt_scores(&self) -> Option<u32> {
+        let echoed = self.logprobs.filter(|_| self.echo);
+        // The engine does nothing at all for nobody, and an empty answer still takes its turn.
+        let alone = (self.echo && self.max_tokens == Some(0)).then_some(0);
+        [self.prompt_logprobs, echoed, alone].into_iter().flatten().max()
     }
 
     /// Who shares snapshots and remembered turns with this request: those with the same bytes.
@@ -402,7 +424,7 @@ mod tests {
             (json!({"cache_salt": ""}), EmptyString, "cache_salt"),
             (json!({"cache_salt": "a", "locket": {"cache_salt": "b"}}), InvalidValue, "cache_salt"),
             (json!({"user": "u".repeat(513)}), StringAboveMaxLength, "user"),
-            (json!({"prompt_logprobs": 0}), UnsupportedParameter, "prompt_logprobs"),
+            (json!({"prompt_logprobs": -1}), IntegerBelowMinValue, "prompt_logprobs"),
             (json!({"kv_transfer_params": {}}), UnsupportedParameter, "kv_transfer_params"),
             // Document order decides.
             (json!({"top_p": 9, "n": 0}), DecimalAboveMaxValue, "top_p"),

@@ -21,6 +21,8 @@ pub(crate) enum PromptSource {
     Prompt,
     /// `input` of `/v1/responses`
     Input,
+    /// `input` of `/v1/embeddings`
+    Embedded,
 }
 
 impl PromptSource {
@@ -29,8 +31,13 @@ impl PromptSource {
         match self {
             Self::Messages => "messages",
             Self::Prompt => "prompt",
-            Self::Input => "input",
+            Self::Input | Self::Embedded => "input",
         }
+    }
+
+    /// Whether the prompt may come back, longer by an answer.
+    fn is_chat(self) -> bool {
+        matches!(self, Self::Messages | Self::Input)
     }
 
     /// Longest answer when no limit is named, before the context cuts it short.
@@ -39,6 +46,7 @@ impl PromptSource {
             Self::Messages | Self::Input => server_default,
             // The API's own default of `/v1/completions`.
             Self::Prompt => server_default.min(16),
+            Self::Embedded => 0,
         }
     }
 }
@@ -102,8 +110,10 @@ impl Plan<'_> {
             None => format!("the prompt has {prompt_tokens} tokens, which leaves none for the answer"),
         };
         let param = self.source.param();
-        let mut message =
-            format!("This model's context is {limit} tokens, but {request}. Shorten `{param}` or the answer");
+        let mut message = format!("This model's context is {limit} tokens, but {request}. Shorten `{param}`");
+        if asked != Some(0) {
+            message.push_str(" or the answer");
+        }
         if limit < self.bounds.max_model_len {
             message.push_str(", or name a method in `locket.kv_cache.method` that folds");
         }
@@ -144,7 +154,7 @@ impl Plan<'_> {
     /// own method's snapshots.
     fn settings(&self, prompt: &PromptIds, tokens: u32) -> CacheSettings {
         let choice = self.cache();
-        let comes_back = self.source != PromptSource::Prompt && self.bounds.cache.snapshots;
+        let comes_back = self.source.is_chat() && self.bounds.cache.snapshots;
         if tokens <= choice.slots && !comes_back {
             return CacheSettings::full(tokens);
         }
@@ -183,8 +193,8 @@ impl Plan<'_> {
             max_tokens,
             sampling,
             logprobs: self.fields.logprobs,
-            prompt_logprobs: None,
-            pooling: None,
+            prompt_logprobs: self.fields.prompt_scores(),
+            pooling: self.fields.pooling,
             cache,
             priority: self.fields.priority,
             use_snapshots: self.bounds.cache.snapshots,

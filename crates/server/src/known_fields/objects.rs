@@ -157,6 +157,14 @@ pub(super) const PROMPTS: Schema = Schema::AnyOf(&[
     Schema::Array(&Schema::Array(&TOKEN, 1, usize::MAX), 1, 256),
 ]);
 
+/// `input` of `/v1/embeddings`
+pub(super) const INPUTS: Schema = Schema::AnyOf(&[
+    Schema::Text(1, usize::MAX),
+    Schema::Array(&Schema::Text(1, usize::MAX), 1, 2048),
+    Schema::Array(&TOKEN, 1, usize::MAX),
+    Schema::Array(&Schema::Array(&TOKEN, 1, usize::MAX), 1, 2048),
+]);
+
 /// `stop`
 pub(super) const STOP: Schema =
     Schema::AnyOf(&[Schema::Text(1, 256), Schema::Array(&Schema::Text(1, 256), 0, 16)]);

@@ -6,6 +6,10 @@ use utoipa::{ToSchema, openapi::RefOr};
 
 use crate::{
     openai::{ChatChunk, ChatCompletion, Completion, ModelCard, ModelList},
+    routes::{
+        embeddings::EmbeddingList,
+        responses::{ResponseEvent, ResponseObject},
+    },
     schema::{Property, Renderer, Schema, TOKEN, integer, optional, required},
 };
 
@@ -47,6 +51,19 @@ pub(super) const COMPLETION: Answer = Answer {
         (JSON, Form::Derived(derived::<Completion<'static>>)),
         (EVENTS, Form::Events(derived::<Completion<'static>>)),
     ],
+};
+
+pub(super) const RESPONSE: Answer = Answer {
+    about: "The response, or its events.",
+    forms: &[
+        (JSON, Form::Derived(derived::<ResponseObject<'static>>)),
+        (EVENTS, Form::Events(derived::<ResponseEvent<'static, 'static>>)),
+    ],
+};
+
+pub(super) const EMBEDDINGS: Answer = Answer {
+    about: "The vectors.",
+    forms: &[(JSON, Form::Derived(derived::<EmbeddingList<'static>>))],
 };
 
 pub(super) const MODELS: Answer =

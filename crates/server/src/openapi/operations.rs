@@ -71,6 +71,25 @@ pub(super) const OPERATIONS: &[Operation] = &[
         ..POST
     },
     Operation {
+        paths: &["/v1/responses"],
+        id: "createResponse",
+        summary: "Answers a conversation of items",
+        about: "Nothing is stored. With `stream: true` the answer is a stream of server-sent events with names and \
+                numbers; the last one has the whole response.",
+        body: Some(Route::Responses),
+        answer: answers::RESPONSE,
+        ..POST
+    },
+    Operation {
+        paths: &["/v1/embeddings"],
+        id: "createEmbedding",
+        summary: "Texts to vectors",
+        about: "The hidden state of the last token, or the mean of all, as the operator chose; of length 1.",
+        body: Some(Route::Embeddings),
+        answer: answers::EMBEDDINGS,
+        ..POST
+    },
+    Operation {
         paths: &["/v1/models"],
         id: "listModels",
         summary: "The served names",

@@ -4,5 +4,12 @@
 
 mod answers;
 mod cache;
+mod connections;
+mod embeddings;
 mod fake;
 mod http;
+mod keys;
+mod reasoning;
+mod responses;
+mod scoring;
+mod tools;

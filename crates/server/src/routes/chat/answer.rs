@@ -17,6 +17,10 @@ use crate::{
 pub(super) fn respond(state: &AppState, chat: &ChatRequest, stamp: &Stamp, done: Done) -> Response {
     let prompt_token_ids = chat.generation.return_token_ids.then(|| done.prompts.first()).flatten();
     let mut usage = done.usage;
+    let scores = done.choices.first().and_then(|choice| choice.prompt_scores.clone());
+    let scores = chat.generation.prompt_logprobs.zip(scores);
+    let prompt_logprobs =
+        scores.map(|(count, scores)| logprobs::prompt(&scores, count, state.processor().as_ref()));
     let choices = (0..).zip(done.choices);
     let choices = choices.map(|(index, choice)| one_choice(state, chat, index, choice, &mut usage)).collect();
     Json(ChatCompletion {
@@ -30,6 +34,7 @@ pub(super) fn respond(state: &AppState, chat: &ChatRequest, stamp: &Stamp, done:
         system_fingerprint: &stamp.system_fingerprint,
         metadata: chat.metadata.as_ref(),
         prompt_token_ids: prompt_token_ids.map(Vec::as_slice),
+        prompt_logprobs,
     })
     .into_response()
 }
@@ -60,7 +65,7 @@ fn one_choice(
         index,
         message: AssistantMessage {
             role: "assistant",
-            content: message.content,
+            content: chat.echoed.iter().cloned().chain(message.content).reduce(|echoed, own| echoed + &own),
             refusal: None,
             reasoning: message.reasoning.clone(),
             reasoning_content: message.reasoning,

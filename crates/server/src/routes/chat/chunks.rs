@@ -139,8 +139,13 @@ impl Chunks for ChatChunks {
     fn started(&mut self, index: u32, usage: Option<Usage>, frames: &mut Frames) {
         let delta =
             ChatDelta { role: Some("assistant"), content: Some(String::new()), ..ChatDelta::default() };
-        let usage = self.usage_key(usage);
-        self.chunk(vec![ChatChunkChoice { delta, ..empty_choice(index) }], usage, frames);
+        let key = self.usage_key(usage);
+        self.chunk(vec![ChatChunkChoice { delta, ..empty_choice(index) }], key, frames);
+        if let Some(echoed) = self.chat.echoed.clone() {
+            let delta = ChatDelta { content: Some(echoed), ..ChatDelta::default() };
+            let key = self.usage_key(usage);
+            self.chunk(vec![ChatChunkChoice { delta, ..empty_choice(index) }], key, frames);
+        }
     }
 
     fn delta(&mut self, index: u32, delta: Delta, usage: Option<Usage>, frames: &mut Frames) {

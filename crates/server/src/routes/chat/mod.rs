@@ -55,6 +55,7 @@ pub(crate) async fn create(
     tools.apply(&state, &mut chat.generation, &mut chat.message_plan).await?;
     let cache = chat.generation.cache(&state.bounds().cache);
     let key = context.key().map(Arc::as_ref);
+    chat.echoed = messages.last().filter(|_| chat.echo).and_then(begun_answer);
     chat.used_tier = keys::apply_tier(chat.service_tier, key, &mut chat.generation.priority);
     let needs = ChatNeeds {
         most_pinned: cache.most_pinned(),
@@ -74,7 +75,21 @@ pub(crate) async fn create(
         chunks::respond(&state, chat, stamp, job, permit)
     } else {
         let done = job.collect(&state).await?;
-        answer::respond(&state, &chat, &stamp, done)
+        // Very many numbers may have to be written.
+        let is_long = chat.generation.prompt_logprobs.is_some();
+        blocking::run(is_long, move || answer::respond(&state, &chat, &stamp, done)).await?
     };
     Ok(run::with_ignored_fields(response, &ignored))
+}
+
+/// The text of a message of the assistant, which an answer may go on.
+fn begun_answer(message: &Value) -> Option<String> {
+    if message["role"] != "assistant" {
+        return None;
+    }
+    match &message["content"] {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => Some(parts.iter().filter_map(|part| part["text"].as_str()).collect()),
+        _ => None,
+    }
 }

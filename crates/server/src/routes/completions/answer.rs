@@ -8,7 +8,7 @@ use axum::{
 use super::CompletionRequest;
 use crate::{
     logprobs,
-    openai::{Completion, CompletionChoice, CompletionLogprobs, Stamp},
+    openai::{Completion, CompletionChoice, Stamp},
     run::{Done, FinishedChoice, token_ids, token_style},
     state::AppState,
 };
@@ -43,12 +43,19 @@ fn one_choice(
     choice: FinishedChoice,
 ) -> CompletionChoice {
     let fields = &request.generation;
-    let logprobs = fields.logprobs.map(|_| {
-        let mut arrays = CompletionLogprobs::default();
-        let tokens = state.processor().as_ref();
-        logprobs::completions(&choice.tokens, tokens, token_style(fields), &mut 0, &mut arrays);
+    let tokens = state.processor().as_ref();
+    let echo = request.echoed.get((index / fields.choices()) as usize);
+    let scores = choice.prompt_scores.as_deref();
+    let logprobs = fields.logprobs.map(|count| {
+        let echoed = echo.zip(scores);
+        let echoed =
+            echoed.map(|(echo, scores)| logprobs::echoed(echo, scores, count, tokens, token_style(fields)));
+        let mut arrays = echoed.unwrap_or_default();
+        let mut offset = echo.map_or(0, |echo| echo.chars);
+        logprobs::completions(&choice.tokens, tokens, token_style(fields), &mut offset, &mut arrays);
         arrays
     });
+    let wanted = fields.prompt_logprobs.zip(scores);
     CompletionChoice {
         index,
         logprobs,
@@ -56,6 +63,7 @@ fn one_choice(
         stop_reason: Some(choice.finish.stop_reason),
         token_ids: fields.return_token_ids.then(|| token_ids(&choice.tokens)),
         prompt_token_ids: None,
-        text: choice.text,
+        prompt_logprobs: wanted.map(|(count, scores)| logprobs::prompt(scores, count, tokens)),
+        text: echo.map_or_else(String::new, |echo| echo.text.clone()) + &choice.text,
     }
 }

@@ -2,6 +2,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use locket_engine::PromptLogprobs;
 use locket_processor::Processor;
 
 use super::CompletionRequest;
@@ -27,7 +28,8 @@ pub(super) fn respond(
     let choices = job.prompts.len() * fields.choices() as usize;
     let prompts = if fields.return_token_ids { job.prompts } else { Vec::new() };
     let chunks = CompletionChunks {
-        offsets: vec![0; choices],
+        offsets: request_offsets(&request, choices),
+        scores: vec![None; choices],
         is_first: vec![true; choices],
         processor: Arc::clone(state.processor()),
         prompts,
@@ -45,14 +47,23 @@ pub(super) fn respond(
     })
 }
 
+/// Characters of text in front of the first generated token of each choice: the echoed prompt's.
+fn request_offsets(request: &CompletionRequest, choices: usize) -> Vec<usize> {
+    let per_prompt = request.generation.choices() as usize;
+    let offset = |choice: usize| request.echoed.get(choice / per_prompt).map_or(0, |echo| echo.chars);
+    (0..choices).map(offset).collect()
+}
+
 struct CompletionChunks {
     request: CompletionRequest,
     stamp: Stamp,
     processor: Arc<Processor>,
     /// Prompt ids, if they are to be returned.
     prompts: Vec<Vec<u32>>,
-    /// Characters of text sent, per choice.
+    /// Characters of text before the next token, per choice.
     offsets: Vec<usize>,
+    /// Of the prompt, per choice, until it is echoed.
+    scores: Vec<Option<Arc<PromptLogprobs>>>,
     /// Nothing sent yet, per choice.
     is_first: Vec<bool>,
 }
@@ -92,9 +103,40 @@ impl CompletionChunks {
     }
 }
 
+/// A choice of a chunk with nothing in it.
+fn empty_choice(index: u32) -> CompletionChoice {
+    CompletionChoice {
+        index,
+        text: String::new(),
+        logprobs: None,
+        finish_reason: None,
+        stop_reason: None,
+        token_ids: None,
+        prompt_token_ids: None,
+        prompt_logprobs: None,
+    }
+}
+
 impl Chunks for CompletionChunks {
-    /// There is no role chunk.
-    fn started(&mut self, _index: u32, _usage: Option<Usage>, _frames: &mut Frames) {}
+    fn scored(&mut self, index: u32, scores: Arc<PromptLogprobs>) {
+        if let Some(place) = self.scores.get_mut(index as usize) {
+            *place = Some(scores);
+        }
+    }
+
+    /// There is no role chunk; an echoed prompt comes first.
+    fn started(&mut self, index: u32, usage: Option<Usage>, frames: &mut Frames) {
+        let fields = &self.request.generation;
+        let Some(echo) = self.request.echoed.get((index / fields.choices()) as usize) else { return };
+        let scores = self.scores.get_mut(index as usize).and_then(Option::take);
+        let (tokens, style) = (self.processor.as_ref(), token_style(fields));
+        let logprobs = fields
+            .logprobs
+            .zip(scores)
+            .map(|(count, scores)| logprobs::echoed(echo, &scores, count, tokens, style));
+        let choice = CompletionChoice { text: echo.text.clone(), logprobs, ..empty_choice(index) };
+        self.choice(choice, usage, frames);
+    }
 
     fn delta(&mut self, index: u32, delta: Delta, usage: Option<Usage>, frames: &mut Frames) {
         let fields = &self.request.generation;
@@ -110,26 +152,19 @@ impl Chunks for CompletionChunks {
             Some(arrays)
         });
         let choice = CompletionChoice {
-            index,
             logprobs,
-            finish_reason: None,
-            stop_reason: None,
             token_ids: fields.return_token_ids.then(|| token_ids(&delta.tokens)),
-            prompt_token_ids: None,
             text: delta.text,
+            ..empty_choice(index)
         };
         self.choice(choice, usage, frames);
     }
 
     fn finished(&mut self, index: u32, finish: Finish, usage: Option<Usage>, frames: &mut Frames) {
         let choice = CompletionChoice {
-            index,
-            text: String::new(),
-            logprobs: None,
             finish_reason: Some(finish.reason),
             stop_reason: Some(finish.stop_reason),
-            token_ids: None,
-            prompt_token_ids: None,
+            ..empty_choice(index)
         };
         self.choice(choice, usage, frames);
     }

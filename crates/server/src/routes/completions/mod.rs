@@ -4,6 +4,8 @@ mod answer;
 mod chunks;
 mod request;
 
+use std::sync::Arc;
+
 use axum::{
     Extension,
     extract::{Request, State},
@@ -13,7 +15,9 @@ use axum::{
 use request::{CompletionRequest, Prompt};
 
 use crate::{
+    blocking,
     chat_ids::PromptIds,
+    echo::EchoedPrompt,
     error::{ApiError, ErrorKind},
     fields::{Field, IgnoredFields},
     generation::PromptSource,
@@ -25,6 +29,9 @@ use crate::{
     run::{self, Job},
     state::{AppState, unix_seconds},
 };
+
+/// Prompts up to this length are made into text at once.
+const SHORT_TOKENS: usize = 4096;
 
 /// Reads, queues and answers one completion request.
 pub(crate) async fn create(
@@ -42,8 +49,12 @@ pub(crate) async fn create(
     let add_special_tokens = completion.generation.add_special_tokens.unwrap_or(true);
     let prompts = std::mem::take(&mut completion.prompts);
     let mut prompt_ids = Vec::with_capacity(prompts.len());
+    let mut written = Vec::new();
     for prompt in prompts {
-        prompt_ids.push(PromptIds::from(encode(&state, prompt, add_special_tokens).await?));
+        let text = prompt.text().filter(|_| completion.generation.echo).map(str::to_owned);
+        let ids = encode(&state, prompt, add_special_tokens).await?;
+        written.push(Written { text, num_tokens: ids.len() });
+        prompt_ids.push(PromptIds::from(ids));
     }
     let stamp = Stamp {
         id: new_id("cmpl"),
@@ -53,13 +64,45 @@ pub(crate) async fn create(
     };
     let fields = &completion.generation;
     let job = Job::submit(&state, &context, fields, PromptSource::Prompt, prompt_ids).await?;
+    if completion.generation.echo {
+        completion.echoed = echo(&state, written, &job.prompts).await?;
+    }
     let response = if completion.generation.stream {
         chunks::respond(&state, completion, stamp, job, permit)
     } else {
         let done = job.collect(&state).await?;
-        answer::respond(&state, &completion, &stamp, done)
+        // Millions of numbers may have to be written.
+        let is_long = completion.generation.prompt_scores().is_some();
+        blocking::run(is_long, move || answer::respond(&state, &completion, &stamp, done)).await?
     };
     Ok(run::with_ignored_fields(response, &ignored))
+}
+
+/// A prompt as it came.
+struct Written {
+    /// `None` for ids, and where nothing is echoed.
+    text: Option<String>,
+    /// Before it was cut.
+    num_tokens: usize,
+}
+
+/// The echoes of prompts that were submitted as `ids`. Of one that was cut, what is left is echoed.
+async fn echo(
+    state: &AppState,
+    written: Vec<Written>,
+    ids: &[Vec<u32>],
+) -> Result<Vec<EchoedPrompt>, ApiError> {
+    let processor = Arc::clone(state.processor());
+    let ids = ids.to_vec();
+    let is_long = ids.iter().map(Vec::len).sum::<usize>() > SHORT_TOKENS;
+    blocking::run(is_long, move || {
+        let prompts = written.into_iter().zip(&ids);
+        let echoes = prompts.map(|(Written { text, num_tokens }, ids)| {
+            EchoedPrompt::new(processor.as_ref(), text.filter(|_| num_tokens == ids.len()), ids)
+        });
+        echoes.collect()
+    })
+    .await
 }
 
 /// Refuses what no queue can hold, however empty: `n` choices of each prompt wait at once.

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::{
+    echo::EchoedPrompt,
     error::{ApiError, ErrorKind},
     fields::{Field, IgnoredFields},
     generation::{Bounds, GenerationFields},
@@ -16,6 +17,8 @@ const MAX_PROMPTS: usize = 256;
 pub(crate) struct CompletionRequest {
     pub(crate) prompts: Vec<Prompt>,
     pub(crate) generation: GenerationFields,
+    /// By prompt, if prompts are echoed; set when their ids are known.
+    pub(crate) echoed: Vec<EchoedPrompt>,
 }
 
 /// One prompt.
@@ -25,6 +28,16 @@ pub(crate) enum Prompt {
     Text(String),
     /// Taken as it is; at least one.
     Ids(Vec<u32>),
+}
+
+impl Prompt {
+    /// The text, if it is one.
+    pub(crate) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Ids(_) => None,
+        }
+    }
 }
 
 impl CompletionRequest {
@@ -39,19 +52,21 @@ impl CompletionRequest {
     ) -> Result<Self, ApiError> {
         let mut request = Self::default();
         body.entries(|name, field| {
-            if !Route::Completions.is_to_be_read(name, &field, ignored)?
-                || request.generation.read(name, &field, bounds, ignored)?
-            {
+            if !Route::Completions.is_to_be_read(name, &field, ignored)? {
+                return Ok(());
+            }
+            // Here alone it may be 0.
+            if name == "max_tokens" {
+                request.generation.max_tokens = Some(field.count(0, u32::MAX)?);
+                return Ok(());
+            }
+            if request.generation.read(name, &field, bounds, ignored)? {
                 return Ok(());
             }
             match name {
                 "prompt" => request.prompts = read_prompts(&field, bounds)?,
                 "logprobs" => request.generation.logprobs = Some(field.count(0, 20)?),
-                "echo" => {
-                    if field.boolean()? {
-                        return Err(field.unsupported("the prompt cannot be echoed yet"));
-                    }
-                }
+                "echo" => request.generation.echo = field.boolean()?,
                 // Every field to be read is read by one of the parsers; a test sends them all.
                 _ => return Err(ApiError::internal(&format!("nobody reads the field {name}"))),
             }
@@ -61,6 +76,10 @@ impl CompletionRequest {
             return Err(body.missing("prompt"));
         }
         request.generation.check_together(ErrorKind::UnsupportedValue)?;
+        if request.generation.max_tokens == Some(0) && !request.generation.echo {
+            let message = "`max_tokens` must be at least 1; 0 is for `echo: true` alone.";
+            return Err(ApiError::field(ErrorKind::IntegerBelowMinValue, "max_tokens", message));
+        }
         Ok(request)
     }
 }
@@ -92,7 +111,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::generation::test_bounds;
+    use crate::{generation::test_bounds, schema::agreement::assert_agreement};
 
     fn read(body: Value) -> Result<CompletionRequest, ApiError> {
         CompletionRequest::read(&Field::root(&body), &test_bounds(), &mut IgnoredFields::default())
@@ -125,7 +144,10 @@ mod tests {
             (json!({"prompt": "x", "max_tokens": 0}), IntegerBelowMinValue, "max_tokens"),
             (json!({"prompt": "x", "logprobs": 21}), IntegerAboveMaxValue, "logprobs"),
             (json!({"prompt": "x", "logprobs": true}), InvalidType, "logprobs"),
-            (json!({"prompt": "x", "echo": true}), UnsupportedParameter, "echo"),
+            (json!({"prompt": "x", "max_tokens": 0, "echo": false}), IntegerBelowMinValue, "max_tokens"),
+            (json!({"prompt": "x", "echo": 1}), InvalidType, "echo"),
+            (json!({"prompt": "x", "prompt_logprobs": 21}), IntegerAboveMaxValue, "prompt_logprobs"),
+            (json!({"prompt": "x", "prompt_logprobs": 1, "stream": true}), InvalidValue, "prompt_logprobs"),
             (json!({"prompt": "x", "suffix": ""}), UnsupportedParameter, "suffix"),
             (json!({"prompt": "x", "best_of": 3, "n": 2}), UnsupportedValue, "best_of"),
         ];
@@ -133,6 +155,14 @@ mod tests {
             let error = read(body.clone()).expect_err("must fail");
             assert_eq!((error.kind, error.param.as_deref()), (kind, Some(param)), "{body}");
         }
+    }
+
+    /// `locket` has rules between its keys.
+    #[test]
+    fn schema_and_parser_agree() {
+        assert_agreement(Route::Completions, &json!({"prompt": "x"}), &["locket"], |body| {
+            read(body.clone()).map(drop)
+        });
     }
 
     /// As for chat: a value of the wrong type is refused by name, whatever the field.
