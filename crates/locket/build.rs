@@ -5,7 +5,7 @@ use std::process::Command;
 fn main() {
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
     println!("cargo::rustc-env=BUILD_COMMIT={commit}");
-    let features: Vec<_> = ["hub", "cuda"]
+    let features: Vec<_> = ["hub", "tls", "cuda"]
         .into_iter()
         .filter(|feature| std::env::var_os(format!("CARGO_FEATURE_{}", feature.to_uppercase())).is_some())
         .collect();

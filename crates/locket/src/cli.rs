@@ -10,7 +10,9 @@ use crate::{
     bench::{self, BenchArgs},
     config::{self, Config, SettingFlags, Sources},
     eval::{self, EvalArgs},
-    inspect, model_source, serve, telemetry,
+    inspect,
+    keys::{self, KeysCommand},
+    model_source, serve, telemetry,
     tune::{self, TuneArgs},
 };
 
@@ -36,6 +38,9 @@ enum Command {
     Inspect(ModelArgs),
     /// Print the effective configuration and where each value comes from.
     Config(ConfigArgs),
+    /// Make API keys, and entries of key files.
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Measure a running server, or with --offline the engine alone.
     Bench(Box<BenchArgs>),
     /// Measure what cache methods cost: perplexity and recall on held-out text.
@@ -97,6 +102,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Config(args)) if args.template => print(&config::template_file()),
         Some(Command::Config(args)) if args.reference => print(&config::reference_page()),
         Some(Command::Config(args)) => print(&configure(args.flags)?.to_toml()),
+        Some(Command::Keys(command)) => print(&keys::run(command)?),
         Some(Command::Bench(args)) => bench::run(*args).map(|()| ExitCode::SUCCESS),
         Some(Command::Tune(args)) => print(&tune::run(args)?),
         Some(Command::Eval(args)) => eval::run(&args),

@@ -7,12 +7,14 @@ mod cli;
 mod config;
 mod eval;
 mod inspect;
+mod keys;
 mod memory;
 mod model_source;
 mod serve;
 mod side_car;
 mod telemetry;
 mod tune;
+mod tune_budgets;
 
 use std::process::ExitCode;
 

@@ -138,7 +138,7 @@ pub struct ConnectionLimits {
 impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
-            max_connections: 4096,
+            max_connections: 1024,
             header_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(90),
             stall_timeout: Duration::from_secs(60),

@@ -226,6 +226,7 @@ async fn connect(args: &LoadArgs) -> anyhow::Result<Target> {
     if !args.no_ignore_eos {
         extra_body.entry("ignore_eos").or_insert(Value::Bool(true));
     }
+    locket_server::serve::install_provider();
     let mut target = Target {
         // A proxy between the ruler and what it measures would be measured too. Connections are not
         // kept, because servers close idle ones at will, which would be counted as failures.

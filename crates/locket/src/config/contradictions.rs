@@ -1,6 +1,7 @@
 //! Settings that are valid alone and make no sense together.
 
 use locket_model::{kv_cache::SlotType, load::Backend};
+use locket_server::media::HostList;
 
 use super::{Config, Entry, value::Value};
 
@@ -10,7 +11,8 @@ const CHUNK_ROWS: u32 = 16;
 impl Config {
     /// One text per contradiction, naming the settings and who set them.
     pub(super) fn contradictions(&self) -> Vec<String> {
-        let mut problems = self.of_the_engine();
+        let mut problems = self.of_the_api();
+        problems.extend(self.of_the_engine());
         problems.extend(self.of_the_cache());
         problems.extend(self.of_snapshots());
         if tracing_subscriber::EnvFilter::try_new(&self.log.filter).is_err() {
@@ -19,6 +21,22 @@ impl Config {
                 self.log.filter,
                 self.origin("log.filter"),
             ));
+        }
+        problems
+    }
+
+    fn of_the_api(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (key, other) in [("tls-cert", "tls-key"), ("tls-key", "tls-cert")] {
+            if self.is_set(key) && !self.is_set(other) {
+                problems.push(format!("{key} ({}) needs {other} beside it", self.origin(key)));
+            }
+        }
+        let hosts = self.entries.iter().find(|entry| entry.setting.key == "image-url-hosts");
+        if let Some(Entry { value: Some(Value::TextList(hosts)), .. }) = hosts
+            && let Err(error) = HostList::new(hosts)
+        {
+            problems.push(format!("image-url-hosts ({}): {error}", self.origin("image-url-hosts")));
         }
         problems
     }

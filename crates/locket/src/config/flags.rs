@@ -1,6 +1,6 @@
 //! Command-line flags of all settings.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use super::{
     setting::{Kind, Preset, Setting},
@@ -9,12 +9,20 @@ use super::{
 };
 
 /// Command-line flags of all settings, generated from the table.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct SettingFlags {
     /// Key and texts of every flag that was given.
     pub given: Vec<(&'static str, Vec<String>)>,
     /// `--config`.
     pub config: Option<PathBuf>,
+}
+
+/// Without the values, among which may be keys.
+impl fmt::Debug for SettingFlags {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.given.iter().map(|(key, _)| key).collect();
+        out.debug_struct("SettingFlags").field("given", &names).field("config", &self.config).finish()
+    }
 }
 
 impl clap::Args for SettingFlags {

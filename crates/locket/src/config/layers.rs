@@ -43,8 +43,8 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A configuration file that was read.
-#[derive(Debug, Clone)]
+/// A configuration file that was read; it may hold keys.
+#[derive(Clone)]
 pub struct FileSource {
     /// Its path, for messages.
     pub path: PathBuf,
@@ -52,8 +52,8 @@ pub struct FileSource {
     pub text: String,
 }
 
-/// Everything that configuration comes from.
-#[derive(Debug, Clone, Default)]
+/// Everything that configuration comes from; it may hold keys.
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The file, if there is one.
     pub file: Option<FileSource>,

@@ -19,7 +19,6 @@ use locket_model::{
     kv_cache::{CacheMethod, SlotType},
     load::Backend,
 };
-use locket_server::ToolCallFormat;
 
 pub use document::{reference_page, template_file};
 pub use flags::SettingFlags;
@@ -114,6 +113,18 @@ pub struct EngineSettings {
     /// Sequences that may run.
     pub max_running: usize,
     /// Longest wait.
+    /// Digests of the keys that callers may use.
+    pub api_keys: Vec<KeyDigest>,
+    /// File of further keys.
+    pub api_key_file: Option<PathBuf>,
+    /// `/metrics` asks for a key.
+    pub metrics_require_key: bool,
+    /// PEM files of certificate and key.
+    pub tls: Option<TlsFiles>,
+    /// What a connection may take.
+    pub connections: ConnectionLimits,
+    /// What images may be, and where they may come from.
+    pub images: ImageSettings,
     pub queue_timeout: Duration,
     /// Longest drain.
     pub drain_timeout: Duration,
@@ -226,6 +237,24 @@ impl Config {
                 slots: read.integer_if_set("cache.slots").map(|slots| slots as u32),
                 ring: read.integer_if_set("cache.ring").map(|ring| ring as u32),
                 sinks: read.integer_if_set("cache.sinks").map(|sinks| sinks as u32),
+                api_keys: read.secrets("api-key"),
+                api_key_file: read.text_if_set("api-key-file").map(PathBuf::from),
+                metrics_require_key: read.switch("metrics-require-key"),
+                tls: tls_files(&read),
+                connections: ConnectionLimits {
+                    max_connections: read.integer("max-connections") as u32,
+                    header_timeout: Duration::from_secs_f64(read.number("header-timeout-s")),
+                    idle_timeout: Duration::from_secs_f64(read.number("idle-timeout-s")),
+                    stall_timeout: Duration::from_secs_f64(read.number("stall-timeout-s")),
+                },
+                images: ImageSettings {
+                    max_images: read.integer("max-images") as u32,
+                    max_pixels: read.integer("max-image-pixels"),
+                    max_bytes: usize::try_from(read.integer("max-image-bytes")).unwrap_or(usize::MAX),
+                    // What names no host is reported among the contradictions.
+                    url_hosts: HostList::new(&read.texts("image-url-hosts")).unwrap_or_default(),
+                    url_timeout: Duration::from_secs_f64(read.number("image-url-timeout-s")),
+                },
                 recent_permille: read.number_if_set("cache.recent").map(permille),
                 recall_permille: read.number_if_set("cache.recall").map(permille),
                 layer_budgets: read.switch("cache.layer-budgets"),
@@ -284,6 +313,13 @@ fn backend(word: &str) -> Backend {
 
 #[cfg(feature = "cuda")]
 fn device_backend(word: &str) -> Option<Backend> {
+/// Certificate and key; one alone is reported among the contradictions.
+fn tls_files(read: &Reader<'_>) -> Option<TlsFiles> {
+    let file = |key| read.text_if_set(key).map(PathBuf::from);
+    let (certificate, key) = file("tls-cert").zip(file("tls-key"))?;
+    Some(TlsFiles { certificate, key })
+}
+
     (word == "cuda").then_some(Backend::Cuda)
 }
 

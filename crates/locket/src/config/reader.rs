@@ -1,5 +1,7 @@
 //! Typed access to the merged table.
 
+use locket_server::keys::KeyDigest;
+
 use super::{Entry, value::Value};
 
 /// Typed access to the merged table. The table decides the type of every value, and a test reads
@@ -60,6 +62,13 @@ impl Reader<'_> {
 
     pub(super) fn texts(&self, key: &str) -> Vec<String> {
         self.texts_if_set(key).unwrap_or_default()
+    }
+
+    pub(super) fn secrets(&self, key: &str) -> Vec<KeyDigest> {
+        match self.value(key) {
+            Some(Value::SecretList(digests)) => digests.clone(),
+            _ => Vec::new(),
+        }
     }
 
     pub(super) fn integers(&self, key: &str) -> Vec<u32> {

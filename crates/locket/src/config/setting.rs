@@ -95,6 +95,8 @@ pub enum Kind {
     /// Whole numbers; comma-separated outside the file.
     IntegerList {
         /// Smallest.
+    /// API keys, which are never shown; comma-separated outside the file.
+    SecretList,
         min: u64,
         /// Largest.
         max: u64,
@@ -164,12 +166,16 @@ impl Kind {
             Self::IntegerList { min, max, unit } => {
                 format!("list of {min} to {max} {unit}").trim_end().into()
             }
+            Self::SecretList => "list of keys".into(),
         }
     }
 
     /// Whether several values may be given.
     pub fn is_list(self) -> bool {
-        matches!(self, Self::TextList { .. } | Self::IntegerList { .. } | Self::ChoiceList(_))
+        matches!(
+            self,
+            Self::TextList { .. } | Self::SecretList | Self::IntegerList { .. } | Self::ChoiceList(_)
+        )
     }
 }
 

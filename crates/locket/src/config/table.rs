@@ -42,7 +42,8 @@ pub static SETTINGS: &[Setting] = &[
         Group::Basics,
         Kind::Text { what: "address or host name" },
         Preset::Value("127.0.0.1"),
-        "Where to listen. Loopback by default because there is no authentication yet; 0.0.0.0 is every network.",
+        "Where to listen: loopback unless said otherwise; 0.0.0.0 is every network, where callers should need a key \
+         (api-key, api-key-file) and answers be encrypted (tls-cert, or a proxy in front).",
     ),
     setting(
         "port",
@@ -105,6 +106,110 @@ pub static SETTINGS: &[Setting] = &[
         Kind::Text { what: "folder" },
         Preset::Derived("$XDG_CACHE_HOME/locket, else ~/.cache/locket"),
         "Where the default model is kept. Repositories are kept in the Hugging Face cache (HF_HOME).",
+    ),
+    setting(
+        "api-key",
+        Group::Api,
+        Kind::SecretList,
+        Preset::Value(""),
+        "Keys that callers must send, any of them, as Authorization: Bearer KEY. None asks for none. Better in the \
+         environment than in a flag, which others on the machine can read.",
+    ),
+    setting(
+        "api-key-file",
+        Group::Api,
+        Kind::Text { what: "file" },
+        Preset::Derived("none"),
+        "File of further keys with names and limits of their own; locket keys makes entries for it, SIGHUP reads it \
+         again. docs/api.md describes it.",
+    ),
+    setting(
+        "metrics-require-key",
+        Group::Api,
+        Kind::Switch,
+        Preset::Value("false"),
+        "Ask for a key on /metrics too. Probes, the description of the API and its page never ask for one.",
+    ),
+    setting(
+        "tls-cert",
+        Group::Api,
+        Kind::Text { what: "file" },
+        Preset::Derived("none: plain HTTP"),
+        "Certificate of this server in PEM, followed by those that sign it; needs tls-key. Connections are then \
+         encrypted, with HTTP/2 where the client has it; SIGHUP reads both files again.",
+    ),
+    setting(
+        "tls-key",
+        Group::Api,
+        Kind::Text { what: "file" },
+        Preset::Derived("none: plain HTTP"),
+        "Private key of the certificate in PEM.",
+    ),
+    setting(
+        "max-connections",
+        Group::Api,
+        Kind::Integer { min: 1, max: 1 << 20, unit: "connections" },
+        Preset::Value("1024"),
+        "Open connections; more wait to be accepted. Each takes a file handle (ulimit -n).",
+    ),
+    setting(
+        "header-timeout-s",
+        Group::Api,
+        Kind::Number { min: 0.1, max: 3600.0, unit: "seconds" },
+        Preset::Value("15"),
+        "From a new connection to the head of its first request; slower ones are closed.",
+    ),
+    setting(
+        "idle-timeout-s",
+        Group::Api,
+        Kind::Number { min: 0.1, max: 86_400.0, unit: "seconds" },
+        Preset::Value("90"),
+        "From an answer to the head of the next request. Should be longer than that of a proxy in front, which \
+         otherwise sends requests into connections that close.",
+    ),
+    setting(
+        "stall-timeout-s",
+        Group::Api,
+        Kind::Number { min: 0.1, max: 86_400.0, unit: "seconds" },
+        Preset::Value("60"),
+        "A client that takes nothing of its answer for so long is given up, and its block is free again.",
+    ),
+    setting(
+        "max-images",
+        Group::Api,
+        Kind::Integer { min: 1, max: 1_024, unit: "images" },
+        Preset::Value("16"),
+        "Most images of a request, all its messages together.",
+    ),
+    setting(
+        "max-image-pixels",
+        Group::Api,
+        Kind::Integer { min: 1, max: 1 << 32, unit: "pixels" },
+        Preset::Value("40000000"),
+        "Most pixels of an image, by its header; larger ones get 413 before they are decoded.",
+    ),
+    setting(
+        "max-image-bytes",
+        Group::Api,
+        Kind::Bytes { min: 1_024 },
+        Preset::Value("20MiB"),
+        "Most bytes of an image as it is sent or fetched.",
+    ),
+    setting(
+        "image-url-hosts",
+        Group::Api,
+        Kind::TextList { what: "hosts" },
+        Preset::Value(""),
+        "Hosts that images may be fetched from: images.example.org, *.example.org, or with :port for other ports \
+         than 80 and 443. None by default: images then come as data URIs. Addresses that are not public are never \
+         connected to.",
+    ),
+    setting(
+        "image-url-timeout-s",
+        Group::Api,
+        Kind::Number { min: 0.1, max: 600.0, unit: "seconds" },
+        Preset::Value("10"),
+        "Longest time for one image from a URL, redirects included.",
     ),
     setting(
         "max-body-bytes",

@@ -35,6 +35,30 @@ fn defaults_alone() {
     );
     assert_eq!(config.api.max_body_bytes, 32 << 20);
     assert_eq!(config.engine.target_step, Duration::from_millis(100));
+    assert!(
+        config.api.api_keys.is_empty() && config.api.tls.is_none() && config.api.images.url_hosts.is_empty()
+    );
+    // The server's own defaults are the same.
+    assert_eq!(config.api.connections, ConnectionLimits::default());
+    assert_eq!(config.api.images, ImageSettings::default());
+}
+
+#[test]
+fn keys_are_kept_as_digests_and_never_shown() {
+    let given = sources("api-key-file = \"keys.toml\"\n", &[("LOCKET_API_KEY", "sk-one, sk-two")], &[]);
+    let config = Config::load(&given).unwrap();
+    let digests = ["sk-one", "sk-two"].map(|key| KeyDigest::of(key.as_bytes()));
+    assert_eq!(config.api.api_keys, digests);
+    let text = config.to_toml();
+    assert!(text.contains("api-key = [\"***\", \"***\"]"), "{text}");
+    let shown = format!("{config:?} {:?}", flags(&["--api-key", "sk-flag"]));
+    for key in ["sk-one", "sk-two", "sk-flag", &digests[0].to_hex()] {
+        assert!(!text.contains(key) && !shown.contains(key), "{key}");
+    }
+    let refused =
+        problems(&sources("api-key = [\"sk-three\", \"sk four\"]\n", &[], &["--tls-cert", "a.pem"]));
+    assert!(refused.contains("api-key (file my.toml:1): one of its keys"), "{refused}");
+    assert!(!refused.contains("three") && !refused.contains("four"), "{refused}");
 }
 
 #[test]
@@ -146,6 +170,9 @@ fn contradictions_are_found() {
     let text = problems(&sources("[snapshots]\nmemory = 0\ndir = \"x\"\ninterval = 100\n", &[], &[]));
     assert!(text.contains("snapshots.dir (file my.toml:3) needs snapshots.memory"), "{text}");
     assert!(text.contains("snapshots.interval = 100 (file my.toml:4) is not a multiple of 16"), "{text}");
+    let text = problems(&sources("image-url-hosts = \"http://a\"\n", &[], &["--tls-cert", "a.pem"]));
+    assert!(text.contains("tls-cert (flag --tls-cert) needs tls-key"), "{text}");
+    assert!(text.contains("image-url-hosts (file my.toml:1): \"http://a\" is not a host"), "{text}");
     let text = problems(&sources("[log]\nfilter = \"=,=\"\n", &[], &[]));
     assert!(text.contains("log.filter"), "{text}");
 }

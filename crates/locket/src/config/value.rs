@@ -1,6 +1,11 @@
 //! Values of settings: from text, checked, and back to text.
 
+use locket_server::keys::KeyDigest;
+
 use super::setting::Kind;
+
+/// Stands for a key wherever one would be shown.
+const HIDDEN: &str = "***";
 
 /// A checked value.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +20,8 @@ pub enum Value {
     Text(String),
     /// Of [`Kind::TextList`] and [`Kind::ChoiceList`].
     TextList(Vec<String>),
+    /// Of [`Kind::SecretList`]: only the digests are kept.
+    SecretList(Vec<KeyDigest>),
     /// Of [`Kind::IntegerList`].
     IntegerList(Vec<u64>),
 }
@@ -72,6 +79,9 @@ impl Value {
                 Some(_) => Err("one of its entries is empty".into()),
                 None => Ok(Self::TextList(parts.iter().map(|part| part.trim().to_owned()).collect())),
             },
+            Kind::SecretList => {
+                parts.iter().map(|part| secret(part)).collect::<Result<_, _>>().map(Self::SecretList)
+            }
             Kind::IntegerList { min, max, .. } => parts
                 .iter()
                 .map(|part| integer(part.trim(), kind, min, max))
@@ -91,11 +101,25 @@ impl Value {
             Self::TextList(texts) => {
                 format!("[{}]", texts.iter().map(|t| quote(t)).collect::<Vec<_>>().join(", "))
             }
+            Self::SecretList(digests) => {
+                format!("[{}]", digests.iter().map(|_| quote(HIDDEN)).collect::<Vec<_>>().join(", "))
+            }
             Self::IntegerList(numbers) => {
                 format!("[{}]", numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", "))
             }
         }
     }
+}
+
+/// The digest of a key; no error quotes it.
+fn secret(text: &str) -> Result<KeyDigest, String> {
+    let text = text.trim();
+    if text == HIDDEN {
+        return Err(format!("{HIDDEN} stands for a key that is not shown; it is none itself"));
+    }
+    let is_good = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let digest = is_good.then(|| KeyDigest::of(text.as_bytes()));
+    digest.ok_or_else(|| "one of its keys is empty, or not of visible ASCII characters".into())
 }
 
 fn quote(text: &str) -> String {
@@ -201,6 +225,17 @@ mod tests {
         assert_eq!(about_bytes(17), "17 B");
         assert_eq!(about_bytes(1_234_567_890), "1.15 GiB");
         assert_eq!(about_bytes(191_692_800), "183 MiB");
+    }
+
+    #[test]
+    fn keys_are_never_shown() {
+        let parse = |key: &str| Value::parse(Kind::SecretList, &[key.to_owned()]);
+        let value = parse("sk-secret").unwrap();
+        assert_eq!(value.to_toml(Kind::SecretList), "[\"***\"]");
+        assert!(!format!("{value:?}").contains("secret"));
+        for wrong in ["", " ", "sk secret", "sk-sécret", "***"] {
+            assert!(!parse(wrong).unwrap_err().contains("secret"), "{wrong}");
+        }
     }
 
     #[test]

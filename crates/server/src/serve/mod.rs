@@ -29,8 +29,8 @@ use tower::ServiceExt as _;
 
 use activity::{Activity, Overdue};
 use paced::PacedStream;
-pub use tls::TlsError;
-pub(crate) use tls::{Tls, install_provider};
+pub(crate) use tls::Tls;
+pub use tls::{TlsError, install_provider};
 
 use crate::{config::ConnectionLimits, state::AppState};
 

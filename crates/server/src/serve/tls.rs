@@ -103,8 +103,9 @@ fn read(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     Ok(config)
 }
 
-/// Makes ring the process's provider of cryptography, where a library asks for one.
-pub(crate) fn install_provider() {
+/// Makes ring the process's provider of cryptography, unless there is one. HTTP clients need it before
+/// they are made.
+pub fn install_provider() {
     if CryptoProvider::get_default().is_none() {
         // An error says that another thread was faster.
         let _ = ring::default_provider().install_default();
