@@ -20,6 +20,7 @@ use crate::{
     thread::build,
 };
 
+mod alone;
 mod exactness;
 mod fairness;
 mod faults;
@@ -28,6 +29,8 @@ mod resume;
 mod returning;
 mod steered;
 mod threaded;
+
+use alone::alone;
 
 /// An engine that is turned by hand.
 struct Bench {
@@ -134,50 +137,6 @@ fn window(slots: u32, ring: u32) -> CacheSettings {
     let mut settings = CacheSettings::full(slots);
     (settings.method, settings.ring, settings.sinks) = (CacheMethod::Window, ring, 2);
     settings
-}
-
-/// What continuation `choice` must say: one token after the other, no batch, no scheduler, no threads.
-fn alone(request: &GenerationRequest, choice: u32) -> (Vec<u32>, Result<FinishReason, EngineFailure>) {
-    let mut ids = request.prompt_ids.clone();
-    let mut output = Vec::new();
-    if request.max_tokens == 0 {
-        return (output, Ok(FinishReason::Length));
-    }
-    let mut sampler = SequenceSampler::new(request, choice, request.sampling.seed.unwrap());
-    let mut scratch = SamplerScratch::default();
-    let mut steering = request.steering.as_ref().map(|plan| plan.start(choice));
-    let mut set = TokenSet::new(VOCAB_SIZE as u32);
-    let mut guide = steering.as_mut().map_or(Guide::Free, |steering| steering.compute(&mut set));
-    loop {
-        let way = match &guide {
-            Guide::Free => Choice::Free,
-            Guide::Allowed => Choice::Among(&set),
-            Guide::Forced(id) => Choice::Forced(*id),
-            Guide::Complete => return (output, Ok(FinishReason::Complete)),
-            Guide::Failed(_) => return (output, Err(EngineFailure::Internal)),
-        };
-        let row: Vec<f32> = logits_of(hash_of(&ids)).collect();
-        let Ok(SampledToken { id, .. }) = sampler.sample(&row, request, &output, way, &mut scratch) else {
-            return (output, Err(EngineFailure::Internal));
-        };
-        if request.sampling.stop_token_ids.contains(&id) {
-            return (output, Ok(FinishReason::Stop { token_id: id }));
-        }
-        ids.push(id);
-        output.push(id);
-        let advanced = steering.as_mut().map(|steering| steering.advance(id));
-        if advanced == Some(Advance::Known(Guide::Complete)) {
-            return (output, Ok(FinishReason::Complete));
-        }
-        if output.len() == request.max_tokens as usize {
-            return (output, Ok(FinishReason::Length));
-        }
-        match (advanced, &mut steering) {
-            (Some(Advance::Known(known)), _) => guide = known,
-            (Some(Advance::Compute), Some(steering)) => guide = steering.compute(&mut set),
-            _ => {}
-        }
-    }
 }
 
 /// A reader and what it has read.
