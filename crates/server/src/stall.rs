@@ -42,6 +42,14 @@ impl Watched {
     }
 }
 
+/// The stream ends at once: the watchdog, which shares it, may end later.
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let stream = lock(&self.running).stream.take();
+        drop(stream);
+    }
+}
+
 /// Returns when the stream was dropped because of a stall.
 async fn watch(running: Arc<Mutex<Running>>, limit: Duration) {
     loop {

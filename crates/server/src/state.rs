@@ -94,6 +94,7 @@ impl AppState {
             max_model_len: config.max_model_len,
             max_n: config.max_n,
             cache: config.cache.clone(),
+            images: config.images.clone(),
         };
         let metrics = HttpMetrics::register(&registry)?;
         let permits = Permits::new(config.max_concurrent_requests);

@@ -7,6 +7,7 @@ use crate::{
     config::CacheBounds,
     error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
+    media::ImageSettings,
 };
 
 /// The limits that requests are checked against.
@@ -20,6 +21,8 @@ pub(crate) struct Bounds {
     pub(crate) max_model_len: u32,
     /// Largest `n`.
     pub(crate) max_n: u32,
+    /// What images may be.
+    pub(crate) images: ImageSettings,
     /// Cache settings and their limits.
     pub(crate) cache: CacheBounds,
 }
@@ -323,6 +326,7 @@ pub(crate) fn test_bounds() -> Bounds {
         vocab_size: 300,
         max_model_len: 128,
         max_n: 16,
+        images: ImageSettings::default(),
         cache: CacheBounds::default(),
     }
 }

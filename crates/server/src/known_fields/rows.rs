@@ -48,7 +48,7 @@ pub(super) const CHAT: &[Row] = &[
     honoured(
         "service_tier",
         Schema::OneOf(&["auto", "default", "flex", "scale", "priority", "fast"]),
-        "no key has a tier yet, so `default` is used and returned",
+        "`priority` and `fast` for keys that may; the tier that was used is returned",
     ),
     accepted("verbosity", Schema::OneOf(&["low", "medium", "high"]), "a hint"),
     accepted("prediction", Schema::AnyObject, "a hint"),

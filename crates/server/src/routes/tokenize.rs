@@ -44,7 +44,7 @@ impl TokenizeRequest {
             match name {
                 "model" => drop(bounds.model(&field)?),
                 "prompt" => request.prompt = Some(field.string()?.to_owned()),
-                "messages" => request.messages = Some(read_messages(&field, ignored)?),
+                "messages" => request.messages = Some(read_messages(&field, bounds, ignored)?),
                 "add_special_tokens" => request.add_special_tokens = Some(field.boolean()?),
                 "tools" => request.tools = Some(read_rendered_tools(&field, ignored)?),
                 "return_token_strs" => request.return_token_strs = field.boolean()?,

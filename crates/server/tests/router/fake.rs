@@ -318,10 +318,15 @@ impl Answer {
 
     /// Checks status, code and the four keys of an error.
     #[track_caller]
-    pub fn is_error(&self, status: u16, code: &str) -> Value {
+    pub fn is_error(&self, status: u16, code: impl Into<Value>) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.text);
+    #[track_caller]
+    pub fn ok_status(&self) {
+        assert_eq!(self.status, 200, "{}", self.text);
+    }
+
         let error = self.json()["error"].clone();
-        assert_eq!(error["code"], code, "{}", self.text);
+        assert_eq!(error["code"], code.into(), "{}", self.text);
         let keys: Vec<_> = error.as_object().expect("an object").keys().cloned().collect();
         assert_eq!(keys, ["message", "type", "param", "code"]);
         assert!(!self.header("x-request-id").is_empty());

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use super::images::ImageParts;
 use crate::{
     error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
+    generation::Bounds,
 };
 
 const MAX_MESSAGES: usize = 2048;
@@ -22,16 +24,23 @@ const MAX_ID_BYTES: usize = 512;
 /// The first failing field, with its path.
 pub(crate) fn read_messages(
     field: &Field<'_, '_>,
+    bounds: &Bounds,
     ignored: &mut IgnoredFields,
 ) -> Result<Vec<Value>, ApiError> {
     let mut calls = HashMap::new();
-    field.each(field.filled_array(MAX_MESSAGES)?, |message| read_message(&message, &mut calls, ignored))
+    let mut images = ImageParts::new(&bounds.images);
+    let messages = field.each(field.filled_array(MAX_MESSAGES)?, |message| {
+        read_message(&message, &mut calls, &mut images, ignored)
+    })?;
+    images.finish()?;
+    Ok(messages)
 }
 
 /// `calls` are those of earlier messages, id to name.
 fn read_message(
     message: &Field<'_, '_>,
     calls: &mut HashMap<String, String>,
+    images: &mut ImageParts<'_>,
     ignored: &mut IgnoredFields,
 ) -> Result<Value, ApiError> {
     let mut role = None;
@@ -43,7 +52,7 @@ fn read_message(
     message.entries(|name, field| {
         match name {
             "role" => role = Some(read_role(&field)?),
-            "content" => content = Some(read_content(&field, ignored)?),
+            "content" => content = Some(read_content(&field, images, ignored)?),
             "name" => {
                 rendered.insert("name".into(), field.short_string(512)?.into());
             }
@@ -151,19 +160,30 @@ fn read_role(field: &Field<'_, '_>) -> Result<&'static str, ApiError> {
 }
 
 /// A string, or an array of text parts.
-fn read_content(field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value, ApiError> {
+fn read_content(
+    field: &Field<'_, '_>,
+    images: &mut ImageParts<'_>,
+    ignored: &mut IgnoredFields,
+) -> Result<Value, ApiError> {
     match field.value() {
         Value::String(text) => Ok(text.as_str().into()),
         Value::Array(_) => {
             let parts = field.filled_array(MAX_PARTS)?;
-            Ok(Value::Array(field.each(parts, |part| read_part(&part, ignored))?))
+            Ok(Value::Array(field.each(parts, |part| read_part(&part, images, ignored))?))
         }
         // The error names both types.
         _ => Err(field.error(ErrorKind::InvalidType, "must be a string or an array of parts")),
     }
 }
 
-fn read_part(part: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value, ApiError> {
+fn read_part(
+    part: &Field<'_, '_>,
+    images: &mut ImageParts<'_>,
+    ignored: &mut IgnoredFields,
+) -> Result<Value, ApiError> {
+    // The type may stand behind what it decides about.
+    let is_image = part.value().get("type").is_some_and(|kind| kind == "image_url");
+    let mut has_image = false;
     let mut is_text = false;
     let mut text = None;
     let mut foreign = None;
@@ -171,16 +191,17 @@ fn read_part(part: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value,
         match name {
             "type" => match field.string()? {
                 "text" => is_text = true,
-                "image_url" => {
-                    let reason = "is `image_url`, but this model takes text only";
-                    return Err(field.error(ErrorKind::UnsupportedValue, reason));
-                }
+                "image_url" => images.refuse(&field),
                 _ => {
                     let reason = "is not offered; only `text` is";
                     return Err(field.error(ErrorKind::UnsupportedValue, reason));
                 }
             },
             "text" => text = Some(field.string()?),
+            "image_url" if is_image => {
+                images.read(&field, ignored)?;
+                has_image = true;
+            }
             // A part of that type is refused by its type, which may stand behind it.
             "image_url" | "input_audio" | "file" => {
                 foreign.get_or_insert_with(|| {
@@ -191,6 +212,13 @@ fn read_part(part: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value,
         }
         Ok(())
     })?;
+    if is_image && has_image {
+        // Never rendered: the request is refused once all of it was read.
+        return Ok(json!({"type": "image"}));
+    }
+    if is_image {
+        return Err(part.missing("image_url"));
+    }
     if !is_text {
         return Err(part.missing("type"));
     }
@@ -204,12 +232,13 @@ fn read_part(part: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generation::test_bounds;
 
     fn read(messages: Value) -> Result<Vec<Value>, ApiError> {
         let body = json!({ "messages": messages });
         let mut read = Vec::new();
         Field::root(&body).entries(|_, field| {
-            read = read_messages(&field, &mut IgnoredFields::default())?;
+            read = read_messages(&field, &test_bounds(), &mut IgnoredFields::default())?;
             Ok(())
         })?;
         Ok(read)
@@ -308,8 +337,8 @@ mod tests {
             ),
             (
                 json!([{"role": "user", "content": [{"image_url": {"url": "x"}, "type": "image_url"}]}]),
-                UnsupportedValue,
-                "messages[0].content[0].type",
+                InvalidImageUrl,
+                "messages[0].content[0].image_url.url",
             ),
             (
                 json!([{"role": "user", "content": [{"image_url": {}, "type": "text", "text": "x"}]}]),
@@ -335,6 +364,44 @@ mod tests {
         for (messages, kind, param) in rows {
             let error = read(messages).expect_err("must fail");
             assert_eq!((error.kind, error.param.as_deref()), (kind, Some(param)));
+        }
+    }
+
+    /// References are checked before the model's lack of eyes is told, and that after all else.
+    #[test]
+    fn images_are_checked_and_then_refused() {
+        use ErrorKind::*;
+        // The head of a PNG file of 3 by 2 pixels.
+        let png = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAMAAAACCAIAAAAAAAAA";
+        let image = |url: &str| json!({"type": "image_url", "image_url": {"url": url, "detail": "low"}});
+        let user = |parts: Vec<Value>| json!([{"role": "user", "content": parts}]);
+        let part = |fields: Value| user(vec![json!({"type": "image_url", "image_url": fields})]);
+        let rows = [
+            (user(vec![json!({"type": "text", "text": "x"}), image(png)]), UnsupportedValue, "[1].type"),
+            (user(vec![image(png), json!({"type": "text"})]), MissingRequiredParameter, "[1].text"),
+            (user(vec![image(png), image("https://a.example/")]), InvalidImageUrl, "[1].image_url.url"),
+            (user(vec![image("data:image/png;base64,#")]), InvalidBase64, "[0].image_url.url"),
+            (
+                user(vec![image("data:image/tiff;base64,AA==")]),
+                UnsupportedImageMediaType,
+                "[0].image_url.url",
+            ),
+            (user(vec![image("data:image/png;base64,AAAA")]), ImageParseError, "[0].image_url.url"),
+            (user(vec![image(png); 17]), ArrayAboveMaxLength, "[16].image_url"),
+            (part(json!({"url": png, "detail": "best"})), InvalidValue, "[0].image_url.detail"),
+            (part(json!({"detail": "low"})), MissingRequiredParameter, "[0].image_url.url"),
+            (part(json!(png)), InvalidType, "[0].image_url"),
+            (user(vec![json!({"type": "image_url"})]), MissingRequiredParameter, "[0].image_url"),
+        ];
+        for (messages, kind, place) in rows {
+            let error = read(messages).expect_err("must fail");
+            let param = format!("messages[0].content{place}");
+            assert_eq!(
+                (error.kind, error.param.as_deref()),
+                (kind, Some(param.as_str())),
+                "{}",
+                error.message
+            );
         }
     }
 }

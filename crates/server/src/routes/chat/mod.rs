@@ -2,6 +2,7 @@
 
 mod answer;
 mod chunks;
+mod images;
 mod messages;
 mod request;
 mod tools;

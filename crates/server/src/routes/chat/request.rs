@@ -126,7 +126,7 @@ impl ChatRequest {
                 return Ok(());
             }
             match name {
-                "messages" => request.messages = read_messages(&field, ignored)?,
+                "messages" => request.messages = read_messages(&field, bounds, ignored)?,
                 "metadata" => request.metadata = Some(read_metadata(&field)?),
                 "service_tier" => request.service_tier = Some(read_service_tier(&field)?),
                 _ => own.read(name, &field)?,
