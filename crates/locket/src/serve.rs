@@ -166,6 +166,12 @@ fn server_config(parts: &Parts<'_>) -> ServerConfig {
         cors_origins: api.cors_origins.clone(),
         tool_calls: api.tool_calls,
         drain_timeout: config.engine.drain_timeout,
+        api_keys: api.api_keys.clone(),
+        api_key_file: api.api_key_file.clone(),
+        metrics_require_key: api.metrics_require_key,
+        tls: api.tls.clone(),
+        connections: api.connections.clone(),
+        images: api.images.clone(),
         cache: plan.choice.bounds.clone(),
         turn_memory_bytes: usize::try_from(plan.snapshots.turn_bytes).unwrap_or(usize::MAX),
         // The engine has made the folder and locked it for this process.
@@ -189,7 +195,8 @@ async fn serve(config: &Config, state: AppState, thread: EngineThread) -> anyhow
         .await
         .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
     let mut signals = Signals::new().context("cannot handle signals")?;
-    announce(&listener)?;
+    let _reloads = AbortOnDrop(tokio::spawn(reload_on_hangup(state.clone())?).abort_handle());
+    announce(&listener, &state)?;
     let mut engine_end = watch_engine(thread)?;
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async {
@@ -228,15 +235,42 @@ async fn serve(config: &Config, state: AppState, thread: EngineThread) -> anyhow
 }
 
 /// The one line on standard output.
-fn announce(listener: &TcpListener) -> anyhow::Result<()> {
+fn announce(listener: &TcpListener, state: &AppState) -> anyhow::Result<()> {
+/// Reads keys and certificate again on each SIGHUP.
+fn reload_on_hangup(state: AppState) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut hangups = signal(SignalKind::hangup()).context("cannot handle signals")?;
+    Ok(async move {
+        while hangups.recv().await.is_some() {
+            let state = state.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || state.reload()).await {
+                tracing::error!(%error, "reading files again has failed");
+            }
+        }
+    })
+}
+
+/// Ends a task with what owns it.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
     let address = listener.local_addr().context("the listener has no address")?;
     let mut stdout = std::io::stdout().lock();
     // Whoever started us may have closed its end; that is no reason not to serve.
-    if let Err(error) = writeln!(stdout, "locket listening on http://{address}").and_then(|()| stdout.flush())
+    let scheme = if state.config().tls.is_some() { "https" } else { "http" };
+    if !address.ip().is_loopback() && !state.requires_key() {
+        tracing::warn!("anyone who can reach {address} may use this server: set api-key or api-key-file");
+    }
+    if let Err(error) =
+        writeln!(stdout, "locket listening on {scheme}://{address}").and_then(|()| stdout.flush())
     {
         tracing::warn!("cannot write to standard output: {error}");
     }
-    tracing::info!("listening on http://{address}");
+    tracing::info!("listening on {scheme}://{address}");
     Ok(())
 }
 

@@ -21,6 +21,12 @@ use locket_model::{
 };
 
 pub use document::{reference_page, template_file};
+use locket_server::{
+    ToolCallFormat,
+    config::{ConnectionLimits, TlsFiles},
+    keys::KeyDigest,
+    media::{HostList, ImageSettings},
+};
 pub use flags::SettingFlags;
 #[cfg(test)]
 pub use layers::FileSource;
