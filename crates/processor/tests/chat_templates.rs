@@ -4,7 +4,11 @@
 
 mod support;
 
-use locket_processor::{ChatPrompt, Error, Processor, tools::ToolFormat};
+use locket_processor::{
+    ChatPrompt, Error, Processor,
+    reasoning::{ReasoningSettings, TemplateSwitches, ThoughtStart},
+    tools::ToolFormat,
+};
 use serde_json::{Value, json};
 use support::{byte_level_vocabulary, processor};
 
@@ -156,4 +160,32 @@ fn arguments_stay_text_where_the_template_needs_text() {
                  {{ 'args ' + c.function.arguments }}{% endfor %}{% endfor %}";
     let joins = with_template(joins);
     assert_eq!(joins.render_chat(&called(&json!("{\"x\": 1}"))).unwrap(), "fargs {\"x\": 1}");
+}
+
+/// A switch is what changes the prompt, not what is merely named; the profile comes with the template.
+#[test]
+fn switches_of_thinking_are_found_by_rendering() {
+    let turns = "{% for m in messages %}[{{ m.content }}]{% endfor %}";
+    let block =
+        "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}";
+    let tagged = with_template(&format!("{turns}{{% if add_generation_prompt %}}A: {block}{{% endif %}}"));
+    let switches = tagged.template_switches();
+    assert_eq!(
+        (switches.enable_thinking, switches.thinking, switches.thinking_key()),
+        (true, false, Some("enable_thinking"))
+    );
+    let profile = tagged.reasoning_profile(&ReasoningSettings::default()).unwrap().unwrap();
+    let mut off = user(&json!("Hi"));
+    off.kwargs.insert("enable_thinking".into(), false.into());
+    let mut prompt = tagged.render_chat(&off).unwrap();
+    // What the template has said needs no prefix.
+    assert_eq!(profile.prepare(&mut prompt, None), ThoughtStart::Content);
+    assert_eq!(prompt, "[Hi]A: <think>\n\n</think>\n\n");
+
+    let named = with_template(&format!("{turns}{{# thinking and reasoning_effort are not used #}}"));
+    assert_eq!(named.template_switches(), TemplateSwitches::default());
+    assert_eq!(named.reasoning_profile(&ReasoningSettings::default()), Ok(None));
+    let effort = with_template(&format!("{turns}{{{{ reasoning_effort }}}}{{{{ thinking }}}}"));
+    let switches = effort.template_switches();
+    assert!(switches.reasoning_effort && switches.thinking_key() == Some("thinking"));
 }
