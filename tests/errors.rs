@@ -162,8 +162,7 @@ async fn routes_methods_and_media_types() {
         assert_eq!(response.status(), 404);
     }
 
-    for path in ["/v1/embeddings", "/v1/responses", "/v1/audio/speech", "/v1/images/generations", "/v1/evals"]
-    {
+    for path in ["/v1/files", "/v1/audio/speech", "/v1/images/generations", "/v1/evals"] {
         let (status, response) = server.post(path, &json!({})).await;
         assert_eq!(status, 501, "{path}: {response}");
         assert_eq!(response["error"]["code"], "not_implemented");

@@ -2,6 +2,7 @@
 //! shows the same tables, and `/openapi.json` is rendered from them; tests compare all three.
 
 mod objects;
+mod responses;
 mod rows;
 mod rules;
 
@@ -11,7 +12,8 @@ use crate::{
     schema::{Property, Schema},
 };
 
-use rows::{CHAT, COMPLETIONS, DETOKENIZE, GENERATION, TOKENIZE};
+use responses::RESPONSES;
+use rows::{CHAT, COMPLETIONS, DETOKENIZE, EMBEDDINGS, GENERATION, TOKENIZE};
 
 /// What becomes of a known field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +76,10 @@ pub(crate) enum Route {
     Chat,
     /// `/v1/completions`
     Completions,
+    /// `/v1/responses`
+    Responses,
+    /// `/v1/embeddings`
+    Embeddings,
     /// `/tokenize`
     Tokenize,
     /// `/detokenize`
@@ -85,6 +91,8 @@ impl Route {
         match self {
             Self::Chat => &[CHAT, GENERATION],
             Self::Completions => &[COMPLETIONS, GENERATION],
+            Self::Responses => &[RESPONSES],
+            Self::Embeddings => &[EMBEDDINGS],
             Self::Tokenize => &[TOKENIZE],
             Self::Detokenize => &[DETOKENIZE],
         }
@@ -100,6 +108,7 @@ impl Route {
         match self {
             Self::Chat => &["messages"],
             Self::Completions => &["prompt"],
+            Self::Responses | Self::Embeddings => &["input"],
             Self::Tokenize => &[],
             Self::Detokenize => &["tokens"],
         }
@@ -170,10 +179,12 @@ mod tests {
     /// docs/api.md lists exactly the known fields, in the same order, with the same words.
     #[test]
     fn the_documentation_lists_every_field() {
-        let sections: [(&str, &[Row]); 5] = [
+        let sections: [(&str, &[Row]); 7] = [
             ("Fields of chat only", CHAT),
             ("Fields of completions only", COMPLETIONS),
             ("Fields of chat and completions", GENERATION),
+            ("Fields of `/v1/responses`", RESPONSES),
+            ("Fields of `/v1/embeddings`", EMBEDDINGS),
             ("Fields of `/tokenize`", TOKENIZE),
             ("Fields of `/detokenize`", DETOKENIZE),
         ];
@@ -191,7 +202,14 @@ mod tests {
 
     #[test]
     fn no_field_is_listed_twice() {
-        for route in [Route::Chat, Route::Completions, Route::Tokenize, Route::Detokenize] {
+        for route in [
+            Route::Chat,
+            Route::Completions,
+            Route::Responses,
+            Route::Embeddings,
+            Route::Tokenize,
+            Route::Detokenize,
+        ] {
             let names: Vec<_> = route.rows().map(|row| row.name).collect();
             let unique: std::collections::HashSet<_> = names.iter().collect();
             assert_eq!(unique.len(), names.len(), "{route:?}");
@@ -202,8 +220,8 @@ mod tests {
     #[test]
     fn accepted_fields_can_be_checked() {
         let number = serde_json::json!(3);
-        for row in Route::Chat.rows().chain(Route::Completions.rows()).filter(|row| row.treatment == Accepted)
-        {
+        let rows = [Route::Chat, Route::Completions, Route::Responses].into_iter().flat_map(Route::rows);
+        for row in rows.filter(|row| row.treatment == Accepted) {
             let error = row.schema.check(&Field::root(&number)).expect_err("a number");
             assert_eq!(error.kind, crate::error::ErrorKind::InvalidType, "{}", row.name);
         }

@@ -10,17 +10,18 @@ mod blocking;
 mod chat_ids;
 mod choice;
 pub mod config;
+mod echo;
 pub mod error;
 mod fields;
 mod generation;
 mod json;
-mod known_fields;
 pub mod keys;
+mod known_fields;
 mod layers;
 mod limits;
 mod logprobs;
-mod message;
 pub mod media;
+mod message;
 mod metrics;
 mod openai;
 mod openapi;
@@ -28,10 +29,10 @@ mod prompt;
 mod routes;
 mod run;
 mod schema;
-pub mod state;
-mod stream;
 pub mod serve;
 mod stall;
+pub mod state;
+mod stream;
 mod turns;
 mod unread_body;
 
@@ -53,16 +54,21 @@ use tower_http::{
 
 pub use config::{CacheBounds, ConfigError, ServerConfig, ToolCallFormat};
 pub use error::{ApiError, ErrorKind, ErrorRow};
+pub use serve::serve;
 pub use state::{AppState, SetupError};
 
-pub use serve::serve;
-use routes::{chat, completions, fallback, health, models, tokenize};
+use routes::{chat, completions, embeddings, fallback, health, models, responses, tokenize};
 
 /// All routes and layers. A trailing slash is the same route.
 pub fn router(state: AppState) -> Router {
     let routes = Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::not_stored).delete(responses::not_stored))
+        .route("/v1/responses/{id}/cancel", post(responses::not_stored))
+        .route("/v1/responses/{id}/input_items", get(responses::not_stored))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::show))
         .route("/tokenize", post(tokenize::tokenize))
@@ -86,6 +92,7 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(fallback::method_not_allowed)
         // The last layer is the outermost one.
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(state.clone(), keys::check))
         .layer(cors(state.config()))
         .layer(middleware::from_fn_with_state(state.clone(), layers::observe))
         .with_state(state);
@@ -94,10 +101,8 @@ pub fn router(state: AppState) -> Router {
 
 /// Routes of the API that this server does not have.
 const NOT_IMPLEMENTED: &[&str] = &[
-    "/v1/responses",
-        .layer(middleware::from_fn_with_state(state.clone(), keys::check))
-    "/v1/responses/{*rest}",
-    "/v1/embeddings",
+    "/v1/responses/compact",
+    "/v1/responses/input_tokens",
     "/v1/moderations",
     "/v1/audio/{*rest}",
     "/v1/images/{*rest}",

@@ -6,4 +6,5 @@ pub(crate) mod embeddings;
 pub(crate) mod fallback;
 pub(crate) mod health;
 pub(crate) mod models;
+pub(crate) mod responses;
 pub(crate) mod tokenize;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fake::{Answer, NOT_FINITE, TestServer, expected, merged};
+use crate::fake::{Answer, NOT_FINITE, TestServer, merged};
 
 const PATH: &str = "/v1/responses";
 

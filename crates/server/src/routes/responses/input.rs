@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json};
 use crate::{
     error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
+    generation::Bounds,
+    routes::chat::ImageParts,
 };
 
 const MAX_ITEMS: usize = 2048;
@@ -19,14 +21,17 @@ const MAX_ID: usize = 512;
 ///
 /// # Errors
 /// The first failing field, with its path.
-pub(super) fn read_input(field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Vec<Value>, ApiError> {
+pub(super) fn read_input(
+    field: &Field<'_, '_>,
+    bounds: &Bounds,
+    ignored: &mut IgnoredFields,
+) -> Result<Vec<Value>, ApiError> {
     match field.value() {
         Value::String(text) => Ok(vec![json!({"role": "user", "content": text})]),
         Value::Array(_) => {
-            let mut conversation = Conversation::default();
+            let mut conversation = Conversation::new(bounds);
             field.each(field.filled_array(MAX_ITEMS)?, |item| conversation.item(&item, ignored))?;
-            conversation.close_answer();
-            Ok(conversation.messages)
+            conversation.finish()
         }
         // The error names both types.
         _ => Err(field.error(ErrorKind::InvalidType, "must be a string or an array of items")),
@@ -34,8 +39,8 @@ pub(super) fn read_input(field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> 
 }
 
 /// The items so far.
-#[derive(Default)]
-struct Conversation {
+struct Conversation<'b> {
+    images: ImageParts<'b>,
     messages: Vec<Value>,
     /// The assistant's message that the next item may still belong to.
     answer: Answer,
@@ -76,7 +81,19 @@ impl Answer {
     }
 }
 
-impl Conversation {
+impl<'b> Conversation<'b> {
+    fn new(bounds: &'b Bounds) -> Self {
+        let images = ImageParts::new(&bounds.images);
+        Self { images, messages: Vec::new(), answer: Answer::default(), calls: HashMap::new() }
+    }
+
+    /// All messages, if there are no images in them.
+    fn finish(mut self) -> Result<Vec<Value>, ApiError> {
+        self.close_answer();
+        self.images.finish()?;
+        Ok(self.messages)
+    }
+
     fn close_answer(&mut self) {
         self.messages.extend(std::mem::take(&mut self.answer).into_message());
     }
@@ -103,7 +120,7 @@ impl Conversation {
         item.entries(|name, field| {
             match name {
                 "role" => role = Some(field.one_of(&["user", "assistant", "system", "developer"])?),
-                "content" => content = Some(read_content(&field, ignored)?),
+                "content" => content = Some(read_content(&field, &mut self.images, ignored)?),
                 "phase" => drop(field.one_of(&["commentary", "final_answer"])?),
                 _ => read_rest(name, &field, ignored)?,
             }
@@ -147,7 +164,7 @@ impl Conversation {
 
     fn call_output(&mut self, item: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<(), ApiError> {
         let (mut call, mut output) = (None, None);
-        let calls = &self.calls;
+        let (calls, images) = (&self.calls, &mut self.images);
         item.entries(|name, field| {
             match name {
                 "call_id" => {
@@ -158,7 +175,7 @@ impl Conversation {
                     })?;
                     call = Some((id, name));
                 }
-                "output" => output = Some(read_content(&field, ignored)?),
+                "output" => output = Some(read_content(&field, images, ignored)?),
                 _ => read_rest(name, &field, ignored)?,
             }
             Ok(())
@@ -222,19 +239,27 @@ fn read_rest(name: &str, field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> 
 }
 
 /// A string, or an array of parts.
-fn read_content(field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value, ApiError> {
+fn read_content(
+    field: &Field<'_, '_>,
+    images: &mut ImageParts<'_>,
+    ignored: &mut IgnoredFields,
+) -> Result<Value, ApiError> {
     match field.value() {
         Value::String(text) => Ok(text.as_str().into()),
         Value::Array(_) => {
             let parts = field.filled_array(MAX_PARTS)?;
-            Ok(Value::Array(field.each(parts, |part| read_part(&part, ignored))?))
+            Ok(Value::Array(field.each(parts, |part| read_part(&part, images, ignored))?))
         }
         _ => Err(field.error(ErrorKind::InvalidType, "must be a string or an array of parts")),
     }
 }
 
-/// A part of text. A refusal is what the assistant said.
-fn read_part(part: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value, ApiError> {
+/// A part of text, or an image. A refusal is what the assistant said.
+fn read_part(
+    part: &Field<'_, '_>,
+    images: &mut ImageParts<'_>,
+    ignored: &mut IgnoredFields,
+) -> Result<Value, ApiError> {
     let mut text_key = None;
     part.entries(|name, field| {
         if name == "type" {
@@ -242,11 +267,11 @@ fn read_part(part: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value,
                 "input_text" | "output_text" => "text",
                 "refusal" => "refusal",
                 "input_image" => {
-                    let reason = "is `input_image`, but this model takes text only";
-                    return Err(field.error(ErrorKind::UnsupportedValue, reason));
+                    images.refuse(&field);
+                    "image_url"
                 }
                 _ => {
-                    let reason = "is not offered; parts are input_text, output_text, refusal";
+                    let reason = "is not offered; parts are input_text, input_image, output_text, refusal";
                     return Err(field.error(ErrorKind::UnsupportedValue, reason));
                 }
             });
@@ -254,6 +279,10 @@ fn read_part(part: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Value,
         Ok(())
     })?;
     let text_key = text_key.ok_or_else(|| part.missing("type"))?;
+    if text_key == "image_url" {
+        // Never rendered: the request is refused once all of it was read.
+        return images.read_flat(part, ignored).map(|()| json!({"type": "image"}));
+    }
     let mut text = None;
     part.entries(|name, field| {
         match name {
@@ -291,12 +320,16 @@ fn read_thought(part: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generation::test_bounds;
+
+    /// One transparent pixel.
+    const PIXEL: &str = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==";
 
     fn read(input: Value) -> Result<Vec<Value>, ApiError> {
         let body = json!({ "input": input });
         let mut messages = Vec::new();
         Field::root(&body).entries(|_, field| {
-            messages = read_input(&field, &mut IgnoredFields::default())?;
+            messages = read_input(&field, &test_bounds(), &mut IgnoredFields::default())?;
             Ok(())
         })?;
         Ok(messages)
@@ -365,8 +398,19 @@ mod tests {
             (part(json!({"text": "b"})), MissingRequiredParameter, "input[1].content[1].type"),
             (part(json!({"type": "input_text"})), MissingRequiredParameter, "input[1].content[1].text"),
             (part(json!({"type": "input_text", "text": 1})), InvalidType, "input[1].content[1].text"),
+            (part(json!({"type": "input_image"})), MissingRequiredParameter, "input[1].content[1].image_url"),
             (
-                part(json!({"type": "input_image", "image_url": "data:"})),
+                part(json!({"type": "input_image", "file_id": "f"})),
+                UnsupportedParameter,
+                "input[1].content[1].file_id",
+            ),
+            (
+                part(json!({"type": "input_image", "image_url": "iVBORw0KGgo="})),
+                InvalidImageUrl,
+                "input[1].content[1].image_url",
+            ),
+            (
+                part(json!({"type": "input_image", "image_url": PIXEL, "detail": "low"})),
                 UnsupportedValue,
                 "input[1].content[1].type",
             ),

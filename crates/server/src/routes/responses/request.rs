@@ -86,7 +86,7 @@ impl ResponsesRequest {
             }
             match name {
                 "include" => wants_logprobs = read_include(&field)?,
-                _ if request.read_own(name, &field, ignored)?
+                _ if request.read_own(name, &field, bounds, ignored)?
                     || request.generation.read(name, &field, bounds, ignored)?
                     || request.reasoning.read(name, &field, ignored)?
                     || request.template.read(name, &field)? => {}
@@ -148,11 +148,12 @@ impl ResponsesRequest {
         &mut self,
         name: &str,
         field: &Field<'_, '_>,
+        bounds: &Bounds,
         ignored: &mut IgnoredFields,
     ) -> Result<bool, ApiError> {
         let echo = &mut self.echo;
         match name {
-            "input" => self.messages = read_input(field, ignored)?,
+            "input" => self.messages = read_input(field, bounds, ignored)?,
             "instructions" => echo.instructions = Some(field.string()?.to_owned()),
             "max_output_tokens" => echo.max_output_tokens = Some(field.count(1, u32::MAX)?),
             "metadata" => echo.metadata = read_metadata(field)?,
