@@ -13,6 +13,7 @@ use locket_tune::{
 use crate::{
     config::{Config, SettingFlags, Sources},
     model_source, telemetry,
+    tune_budgets::{self, BudgetArgs},
 };
 
 /// What to train.
@@ -28,6 +29,10 @@ enum TuneCommand {
     ///
     /// On a GPU: --device cuda --dtype bf16. The side-car is a safetensors file of a few megabytes.
     Lococo(Box<LococoArgs>),
+    /// Measure which layers need their slots, and write their shares into a side-car.
+    ///
+    /// Every layer in turn gets fewer slots, then more; what that costs in perplexity and in recall decides.
+    Budgets(Box<BudgetArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -238,7 +243,10 @@ impl LococoArgs {
 /// # Errors
 /// A model that cannot be found or opened, and everything that [`locket_tune::run`] refuses.
 pub fn run(args: TuneArgs) -> anyhow::Result<String> {
-    let TuneCommand::Lococo(args) = args.command;
+    let args = match args.command {
+        TuneCommand::Lococo(args) => args,
+        TuneCommand::Budgets(args) => return tune_budgets::run(&args),
+    };
     let given = args.model.iter().map(|model| ("model", vec![model.clone()])).collect();
     let config = Config::load(&Sources::of_process(SettingFlags { given, config: None })?)?;
     telemetry::start(&config.log);
@@ -277,7 +285,9 @@ mod tests {
 
     fn settings(flags: &str) -> anyhow::Result<Settings> {
         let flags = format!("tune lococo --data a.jsonl b.txt --out s.safetensors {flags}");
-        let TuneCommand::Lococo(args) = Cli::try_parse_from(flags.split_whitespace())?.tune.command;
+        let TuneCommand::Lococo(args) = Cli::try_parse_from(flags.split_whitespace())?.tune.command else {
+            anyhow::bail!("another command");
+        };
         args.settings("m".into())
     }
 
