@@ -146,7 +146,7 @@ pub(crate) async fn detokenize(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generation::test_bounds;
+    use crate::{generation::test_bounds, schema::agreement::assert_agreement};
 
     #[test]
     fn bad_values() {
@@ -180,6 +180,16 @@ mod tests {
                 .expect_err("must fail");
             assert_eq!((error.kind, error.param.as_deref()), (kind, Some(param)), "{body}");
         }
+    }
+
+    #[test]
+    fn schema_and_parser_agree() {
+        assert_agreement(Route::Tokenize, &json!({"prompt": "x"}), &["messages", "tools"], |body| {
+            TokenizeRequest::read(&Field::root(body), &test_bounds(), &mut IgnoredFields::default()).map(drop)
+        });
+        assert_agreement(Route::Detokenize, &json!({"tokens": [1]}), &[], |body| {
+            read_detokenize(&Field::root(body), &test_bounds(), &mut IgnoredFields::default()).map(drop)
+        });
     }
 
     #[test]

@@ -74,12 +74,6 @@ fn complete(route: Route, body: &mut Value, row: &Row) {
         }
         "continue_final_message" => body["add_generation_prompt"] = json!(false),
         "best_of" => body["n"] = body["best_of"].clone(),
-        // One of both.
-        "messages" if body["messages"].as_array().is_some_and(|messages| messages.len() != 2) => {
-            if let Value::Object(fields) = body {
-                fields.remove("prompt");
-            }
-        }
         _ => {}
     }
 }
