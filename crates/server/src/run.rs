@@ -7,12 +7,12 @@ use axum::{
     response::Response,
 };
 use futures_util::StreamExt as _;
-use locket_engine::GenerationRequest;
+use locket_engine::{GenerationRequest, PromptLogprobs};
 
 use crate::{
     chat_ids::PromptIds,
     choice::{self, ChoiceEvent, ChoiceEvents, ChoiceText, Finish, ReleasedToken, TokenTable},
-    error::ApiError,
+    error::{ApiError, ErrorKind},
     fields::IgnoredFields,
     generation::{GenerationFields, Plan, PromptSource, sampling, steering_plan},
     keys::TokenReservation,
@@ -44,9 +44,27 @@ pub(crate) struct Done {
 
 /// One finished choice.
 pub(crate) struct FinishedChoice {
+    /// Of its prompt, if they were asked for.
+    pub(crate) prompt_scores: Option<Arc<PromptLogprobs>>,
     pub(crate) text: String,
     pub(crate) tokens: Vec<ReleasedToken>,
     pub(crate) finish: Finish,
+}
+
+/// A choice that is being read.
+#[derive(Default)]
+struct OpenChoice {
+    prompt_scores: Option<Arc<PromptLogprobs>>,
+    text: String,
+    tokens: Vec<ReleasedToken>,
+    finish: Option<Finish>,
+}
+
+impl OpenChoice {
+    fn close(self) -> Option<FinishedChoice> {
+        let Self { prompt_scores, text, tokens, finish } = self;
+        Some(FinishedChoice { prompt_scores, text, tokens, finish: finish? })
+    }
 }
 
 impl Job {
@@ -76,6 +94,7 @@ impl Job {
             plan.truncate(prompt);
             requests.push(plan.request(context.request_id(), prompt, sampling.clone())?);
         }
+        check_scores(fields, source, &requests)?;
         let steering = steering_plan(state, fields).await?;
         for request in &mut requests {
             request.steering.clone_from(&steering);
@@ -109,7 +128,7 @@ impl Job {
     /// # Errors
     /// The first choice that fails fails the request.
     pub(crate) async fn collect(mut self, state: &AppState) -> Result<Done, ApiError> {
-        let mut open: Vec<(String, Vec<ReleasedToken>, Option<Finish>)> = Vec::new();
+        let mut open: Vec<OpenChoice> = Vec::new();
         while let Some((index, event)) = self.choices.next().await {
             self.counter.count(index, &event);
             let index = index as usize;
@@ -118,17 +137,16 @@ impl Job {
             }
             match event {
                 ChoiceEvent::Started { .. } => {}
+                ChoiceEvent::Scored(scores) => open[index].prompt_scores = Some(scores),
                 ChoiceEvent::Delta(delta) => {
-                    open[index].0.push_str(&delta.text);
-                    open[index].1.extend(delta.tokens);
+                    open[index].text.push_str(&delta.text);
+                    open[index].tokens.extend(delta.tokens);
                 }
-                ChoiceEvent::Finished(finish) => open[index].2 = Some(finish),
+                ChoiceEvent::Finished(finish) => open[index].finish = Some(finish),
                 ChoiceEvent::Failed(failure) => return Err(ApiError::from_failure(&failure)),
             }
         }
-        let finished = open
-            .into_iter()
-            .map(|(text, tokens, finish)| Some(FinishedChoice { text, tokens, finish: finish? }));
+        let finished = open.into_iter().map(OpenChoice::close);
         let choices = finished.collect::<Option<Vec<_>>>().ok_or_else(|| {
             ApiError::internal(&format!("{}: a choice without an end", state.bounds().primary_model()))
         })?;
@@ -158,8 +176,35 @@ pub(crate) fn token_ids(tokens: &[ReleasedToken]) -> Vec<u32> {
 }
 
 /// Names the fields that the server did not know.
+/// Most log-probabilities of prompts, alternatives included, that one answer may have, and one stream,
+/// whose chunks are made between those of others.
+const MAX_SCORES: u64 = 1 << 20;
+const MAX_STREAMED_SCORES: u64 = 1 << 17;
+
+/// Refuses answers that would be too large to be made or read.
+fn check_scores(
+    fields: &GenerationFields,
+    source: PromptSource,
+    requests: &[GenerationRequest],
+) -> Result<(), ApiError> {
+    let Some(count) = fields.prompt_scores() else { return Ok(()) };
+    let of = |request: &GenerationRequest| request.prompt_ids.len() as u64 * u64::from(request.n);
+    let tokens: u64 = requests.iter().map(of).sum();
+    let scores = tokens.saturating_mul(u64::from(count) + 1);
+    let limit = if fields.stream { MAX_STREAMED_SCORES } else { MAX_SCORES };
+    if scores <= limit {
+        return Ok(());
+    }
+    let param = source.param();
+    let message = format!(
+        "The answer would have {scores} log-probabilities of prompts ({tokens} tokens in all choices, {count} \
+         alternatives each), but may have {limit}: send fewer or shorter prompts, or ask for fewer alternatives."
+    );
+    Err(ApiError::field(ErrorKind::InvalidValue, param, message))
+}
+
 /// Takes prompts and longest answers from the budget of the request's key.
-fn reserve_tokens(
+pub(crate) fn reserve_tokens(
     state: &AppState,
     context: &RequestContext,
     requests: &[GenerationRequest],

@@ -6,7 +6,7 @@
 use super::{
     Row, accepted, honoured, limited,
     objects::{
-        ALLOWED_TOKENS, CHOICE, EXPRESSION, JSON_SCHEMA, KEPT_TOKENS, LOCKET, MESSAGES, PROMPTS,
+        ALLOWED_TOKENS, CHOICE, EXPRESSION, INPUTS, JSON_SCHEMA, KEPT_TOKENS, LOCKET, MESSAGES, PROMPTS,
         RESPONSE_FORMAT, SALT, STOP, STREAM_OPTIONS, STRUCTURED_OUTPUTS, TEMPLATE_VARIABLES,
         TOOL_CHOICE, TOOLS,
     },
@@ -71,7 +71,11 @@ pub(super) const CHAT: &[Row] = &[
     honoured("add_generation_prompt", Schema::Boolean, "true unless given"),
     honoured("continue_final_message", Schema::Boolean, "needs `add_generation_prompt: false`"),
     honoured("documents", Schema::Array(&Schema::AnyObject, 0, 2048), "passed to the template"),
-    limited("echo", Schema::False, "`false` only"),
+    honoured(
+        "echo",
+        Schema::Boolean,
+        "answers begin with the text of the last message, if it is the assistant's: with `continue_final_message`",
+    ),
     refused("thinking", LATER),
     refused("thinking_token_budget", LATER),
 ];
@@ -84,7 +88,11 @@ pub(super) const COMPLETIONS: &[Row] = &[
         "string, strings, ids or arrays of ids; 1 to 256 prompts, but prompts times `n` not above the length of the operator's queue (`max-waiting`, 256): 400 `invalid_value`; an empty string is the start token",
     ),
     honoured("logprobs", integer(0, 20), "0 to 20"),
-    limited("echo", Schema::False, "`false` only"),
+    honoured(
+        "echo",
+        Schema::Boolean,
+        "the prompt comes first; with `logprobs` its [log-probabilities](#scoring-prompts), too",
+    ),
     refused("suffix", "this model has no fill-in-the-middle template"),
 ];
 
@@ -93,8 +101,8 @@ pub(super) const GENERATION: &[Row] = &[
     honoured("model", Schema::ServedModel, "a served name; optional, because one model is served"),
     honoured(
         "max_tokens",
-        COUNT,
-        "at least 1; chat: what is left, at most the operator's default; completions: 16",
+        integer(0, u32::MAX as i64),
+        "at least 1, completions with `echo` 0; chat: what is left, at most the operator's default; completions: 16",
     ),
     honoured("temperature", Schema::Number(0.0, 2.0), "0 to 2; the checkpoint's default, else 1"),
     honoured("top_p", Schema::Number(0.0, 1.0), "0 to 1"),
@@ -130,7 +138,11 @@ pub(super) const GENERATION: &[Row] = &[
     honoured("skip_special_tokens", Schema::Boolean, ""),
     honoured("bad_words", Schema::Array(&Schema::Pattern(r"\S", 256), 0, 128), "up to 128"),
     honoured("allowed_token_ids", ALLOWED_TOKENS, "at least 1"),
-    refused("prompt_logprobs", LATER),
+    honoured(
+        "prompt_logprobs",
+        integer(0, 20),
+        "[0 to 20 alternatives](#scoring-prompts); not with `stream`; chat: at the top of the answer, completions: per choice",
+    ),
     honoured(
         "return_token_ids",
         Schema::Boolean,
@@ -174,6 +186,31 @@ pub(super) const GENERATION: &[Row] = &[
         "locket",
         LOCKET,
         "[our extension](#the-object-locket): cache method and size, exactness; unknown keys are errors",
+    ),
+];
+
+/// Fields of `/v1/embeddings`.
+pub(super) const EMBEDDINGS: &[Row] = &[
+    honoured(
+        "input",
+        INPUTS,
+        "string, strings, ids or arrays of ids; 1 to 2,048 inputs, none empty, none longer than the context",
+    ),
+    honoured("model", Schema::ServedModel, "a served name; optional, because one model is served"),
+    honoured(
+        "encoding_format",
+        Schema::OneOf(&["float", "base64"]),
+        "`float` unless given; `base64` of little-endian 32-bit numbers",
+    ),
+    refused("dimensions", "the model was not trained for shorter embeddings"),
+    accepted("user", Schema::Text(0, 512), "up to 512 bytes; not logged at all"),
+    honoured("add_special_tokens", Schema::Boolean, "true unless given"),
+    honoured("truncate_prompt_tokens", KEPT_TOKENS, "the last N tokens; -1: what the context holds"),
+    honoured("priority", integer(i32::MIN as i64, i32::MAX as i64), "lower is served earlier"),
+    honoured(
+        "request_id",
+        Schema::Pattern("^[!-~]+$", 128),
+        "1 to 128 visible ASCII characters; the header `x-request-id` wins; in effect for errors and logs too",
     ),
 ];
 
