@@ -180,6 +180,7 @@ impl Chooser<'_> {
             layer_budgets: cache.layer_budgets
                 && self.side_car.is_some_and(|side_car| side_car.layer_shares.is_some()),
             require_exact: cache.require_exact,
+            scoring_full: self.config.api.scoring_full,
             // Set once their memory is planned.
             snapshots: false,
         };

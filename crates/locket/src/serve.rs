@@ -164,6 +164,7 @@ fn server_config(parts: &Parts<'_>) -> ServerConfig {
         max_n: api.max_n,
         max_concurrent_requests: api.max_concurrent_requests,
         cors_origins: api.cors_origins.clone(),
+        embedding_pooling: api.embedding_pooling,
         tool_calls: api.tool_calls,
         drain_timeout: config.engine.drain_timeout,
         api_keys: api.api_keys.clone(),

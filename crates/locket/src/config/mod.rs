@@ -16,6 +16,7 @@ pub mod value;
 use std::{path::PathBuf, time::Duration};
 
 use locket_model::{
+use locket_engine::Pooling;
     kv_cache::{CacheMethod, SlotType},
     load::Backend,
 };
@@ -106,6 +107,10 @@ pub struct ApiSettings {
     /// How the model writes calls of tools.
     pub tool_calls: ToolCallFormat,
 }
+    /// Which hidden states make an embedding.
+    pub embedding_pooling: Pooling,
+    /// Prompts are scored with the method `full`.
+    pub scoring_full: bool,
 
 /// Limits of the engine.
 #[derive(Debug, Clone)]
@@ -225,6 +230,11 @@ impl Config {
                 // The table admits only names that are known.
                 tool_calls: ToolCallFormat::from_name(&read.text("tool-call-format")).unwrap_or_default(),
             },
+                embedding_pooling: match read.text("embedding-pooling").as_str() {
+                    "mean" => Pooling::Mean,
+                    _ => Pooling::Last,
+                },
+                scoring_full: read.text("scoring-cache") == "full",
             engine: EngineSettings {
                 max_batch_rows: read.integer("max-batch-rows") as usize,
                 prefill_chunk: read.integer("prefill-chunk") as usize,

@@ -248,6 +248,21 @@ pub static SETTINGS: &[Setting] = &[
         "Web pages that browsers let call this server, for example http://localhost:3000; * is any; none by default.",
     ),
     setting(
+        "embedding-pooling",
+        Group::Api,
+        Kind::Choice(&["last", "mean"]),
+        Preset::Value("last"),
+        "Which hidden states make an embedding: that of the last token, or the mean of all.",
+    ),
+    setting(
+        "scoring-cache",
+        Group::Api,
+        Kind::Choice(&["method", "full"]),
+        Preset::Value("method"),
+        "With which cache log-probabilities of prompts are computed: that of the request, or method full unless the \
+         request names another. full takes prompts up to the largest of cache.capacities.",
+    ),
+    setting(
         "tool-call-format",
         Group::Api,
         Kind::Choice(ToolCallFormat::NAMES),

@@ -23,6 +23,10 @@ pub(crate) struct ChatRequest {
     /// How the answer is read.
     pub(crate) message_plan: MessagePlan,
     /// Returned as it came.
+    /// Answers that go on where the last message ends begin with it.
+    pub(crate) echo: bool,
+    /// What they begin with; set when the messages are known.
+    pub(crate) echoed: Option<String>,
     pub(crate) metadata: Option<Value>,
     /// The tier that the request names.
     pub(crate) service_tier: Option<&'static str>,
@@ -129,6 +133,7 @@ impl ChatRequest {
                 "messages" => request.messages = read_messages(&field, bounds, ignored)?,
                 "metadata" => request.metadata = Some(read_metadata(&field)?),
                 "service_tier" => request.service_tier = Some(read_service_tier(&field)?),
+                "echo" => request.echo = field.boolean()?,
                 _ => own.read(name, &field)?,
             }
             Ok(())
@@ -163,11 +168,6 @@ impl OwnFields {
                     "text" => Ok(()),
                     _ => Err(item.error(ErrorKind::UnsupportedValue, "is not offered; only text is")),
                 })?;
-            }
-            "echo" => {
-                if field.boolean()? {
-                    return Err(field.unsupported("the prompt cannot be echoed yet"));
-                }
             }
             // Every field to be read is read by one of the parsers; a test sends them all.
             _ => return Err(ApiError::internal(&format!("nobody reads the field {name}"))),
@@ -235,7 +235,7 @@ mod tests {
             "max_tokens": 9, "max_completion_tokens": 5, "logprobs": true, "top_logprobs": 2,
             "metadata": {"a": "b"}, "store": true, "service_tier": "auto", "reasoning_effort": "low",
             "modalities": ["text"], "tool_choice": "none", "parallel_tool_calls": true, "user": "u",
-            "documents": [{"title": "t"}], "chat_template_kwargs": {"x": 1}, "echo": false,
+            "documents": [{"title": "t"}], "chat_template_kwargs": {"x": 1}, "echo": true,
             "prediction": {}, "tools": null, "foo": 1, "bar,": 2
         }))
         .expect("all valid");
@@ -271,7 +271,9 @@ mod tests {
             (json!({"audio": {}}), UnsupportedParameter, "audio"),
             (json!({"functions": []}), UnsupportedParameter, "functions"),
             (json!({"function_call": "auto"}), UnsupportedParameter, "function_call"),
-            (json!({"echo": true}), UnsupportedParameter, "echo"),
+            (json!({"echo": 1}), InvalidType, "echo"),
+            (json!({"max_tokens": 0}), IntegerBelowMinValue, "max_tokens"),
+            (json!({"prompt_logprobs": 0, "stream": true}), InvalidValue, "prompt_logprobs"),
             (json!({"chat_template": "x"}), UnsupportedParameter, "chat_template"),
             (
                 json!({"chat_template_kwargs": {"messages": []}}),
