@@ -40,7 +40,7 @@ fn compile(source: &GrammarSource) -> Result<SharedPlan, GrammarError> {
 }
 
 fn plan(source: &GrammarSource) -> SharedPlan {
-    compile(source).unwrap_or_else(|error| panic!("{source:?}: {error}"))
+    compile(source).unwrap()
 }
 
 /// Whether a text can be written byte by byte and the answer may end there.
@@ -227,7 +227,9 @@ fn refusals_name_the_place() {
         (json!(false), ""),
         (json!({"type": "object", "required": 3}), ""),
     ] {
-        let Err(error) = compile(&GrammarSource::JsonSchema(schema.clone())) else { panic!("{schema}") };
+        let compiled = compile(&GrammarSource::JsonSchema(schema.clone()));
+        assert!(compiled.is_err(), "{schema}");
+        let error = compiled.unwrap_err();
         assert_eq!(error.path, path, "{schema}: {error}");
         assert_eq!(check_schema(&schema), Err(error.clone()), "{schema}");
         assert!(!error.reason.is_empty() && error.reason.len() < 2000, "{error}");
@@ -256,6 +258,19 @@ fn annotations_are_ignored() {
                              "maxItems": 1, "x-guidance": {"lenient": true}}},
         "required": ["a"], "additionalProperties": false});
     assert!(matches(&GrammarSource::JsonSchema(schema), "{\"a\":[1]}"));
+}
+
+/// `oneOf` is exact where no value can be of two branches, and refused where it might be.
+#[test]
+fn one_of_needs_branches_that_exclude_each_other() {
+    let branch = |kind: &str| {
+        json!({"type": "object", "properties": {"kind": {"const": kind}, "n": {"type": "integer"}},
+               "required": ["kind", "n"], "additionalProperties": false})
+    };
+    let union = GrammarSource::JsonSchema(json!({"oneOf": [branch("a"), branch("b")]}));
+    assert!(matches(&union, "{\"kind\":\"b\",\"n\":1}") && !matches(&union, "{\"kind\":\"c\",\"n\":1}"));
+    let overlap = json!({"properties": {"x": {"oneOf": [{"type": "integer"}, {"minimum": 1}]}}});
+    assert_eq!(compile(&GrammarSource::JsonSchema(overlap)).unwrap_err().path, ".properties.x");
 }
 
 #[test]

@@ -26,11 +26,9 @@ fn answer_schemas(processor: &Arc<Processor>, count: u64, max_tokens: usize) -> 
     for seed in 0..count {
         let mut rng = StdRng::seed_from_u64(seed);
         let schema = schemas::random_schema(&mut rng);
-        let grammar = match grammars.compile(&GrammarSource::JsonSchema(schema.clone())) {
-            Ok(grammar) => grammar,
-            Err(error) => panic!("seed {seed}: {}: {error} in {schema}", error.path),
-        };
-        let spec = SteeringSpec { answer: AnswerSpec::Grammar(grammar), ..SteeringSpec::default() };
+        let compiled = grammars.compile(&GrammarSource::JsonSchema(schema.clone()));
+        assert!(compiled.is_ok(), "seed {seed}: {compiled:?} of {schema}");
+        let spec = SteeringSpec { answer: AnswerSpec::Grammar(compiled.unwrap()), ..SteeringSpec::default() };
         let plan = spec.plan(processor).unwrap();
         let Some(text) = Sampler::new(processor, &plan).run(&mut rng, max_tokens) else { continue };
         finished += 1;

@@ -38,7 +38,7 @@ enum Stage {
     Waiting,
     /// The marker was seen; these bytes are the grammar's first.
     Opening(Vec<u8>),
-    Inside(GrammarState),
+    Inside(Box<GrammarState>),
     /// Nothing more can come of it.
     Free,
 }
@@ -123,7 +123,8 @@ impl TriggerState {
         if let Stage::Opening(first) = &self.stage {
             let mut grammar = GrammarState::new(Arc::clone(&self.trigger.grammar));
             // A token that goes on after the marker in a way that no call does was no call's.
-            self.stage = if grammar.opens_with(first) { Stage::Inside(grammar) } else { Stage::Waiting };
+            self.stage =
+                if grammar.opens_with(first) { Stage::Inside(Box::new(grammar)) } else { Stage::Waiting };
         }
         let Stage::Inside(grammar) = &mut self.stage else { return Guide::Free };
         match grammar.compute(allowed) {

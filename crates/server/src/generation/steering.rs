@@ -233,3 +233,70 @@ async fn answer(
     };
     Ok(AnswerSpec::Grammar(memory.compiled(processor, wanted).await?))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use locket_model::{load::Checkpoint, testing::default_model};
+    use serde_json::json;
+
+    use super::*;
+
+    static PROCESSOR: LazyLock<Arc<Processor>> = LazyLock::new(|| {
+        let checkpoint = Checkpoint::open(&default_model()).expect("the default model");
+        Arc::new(Processor::load(&checkpoint).expect("its tokenizer"))
+    });
+
+    fn text(text: &str) -> GrammarSource {
+        GrammarSource::Text(text.into())
+    }
+
+    async fn compile(
+        memory: &GrammarMemory,
+        source: GrammarSource,
+    ) -> Result<Arc<CompiledGrammar>, ApiError> {
+        memory.compiled(&PROCESSOR, WantedGrammar { source, param: "guided_json", schemas: &[] }).await
+    }
+
+    #[tokio::test]
+    async fn what_was_compiled_is_remembered_within_bounds() {
+        let memory = GrammarMemory::new();
+        let first = compile(&memory, text("a")).await.expect("a grammar");
+        let again = compile(&memory, text("a")).await.expect("a grammar");
+        assert!(Arc::ptr_eq(&first, &again));
+
+        for number in 1..GrammarMemory::MAX_ENTRIES {
+            memory.put(text(&number.to_string()), &first);
+        }
+        // Used again, so the second oldest leaves first.
+        assert!(memory.get(&text("a")).is_some());
+        memory.put(text("one more"), &first);
+        assert!(memory.get(&text("a")).is_some() && memory.get(&text("1")).is_none());
+        assert!(memory.get(&text("2")).is_some());
+
+        // A large source drives out as many as it needs room for, one beyond all bounds none.
+        memory.put(text(&"x".repeat(GrammarMemory::MAX_BYTES + 1)), &first);
+        assert_eq!(memory.entries.lock().expect("no panic").len(), GrammarMemory::MAX_ENTRIES);
+        memory.put(text(&"x".repeat(GrammarMemory::MAX_BYTES)), &first);
+        assert_eq!(memory.entries.lock().expect("no panic").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn errors_name_the_field_at_fault() {
+        let memory = GrammarMemory::new();
+        let wrong = json!({"type": "object", "properties": {"x": {"not": {}}}});
+        let error = compile(&memory, GrammarSource::JsonSchema(wrong.clone())).await.expect_err("`not`");
+        let param = error.param.as_deref();
+        assert_eq!((error.kind, param), (ErrorKind::InvalidJsonSchema, Some("guided_json.properties.x.not")));
+        let error = compile(&memory, GrammarSource::Regex("(".into())).await.expect_err("no expression");
+        assert_eq!((error.kind, error.param.as_deref()), (ErrorKind::InvalidGrammar, Some("guided_json")));
+
+        let schemas = [("tools[0].function.parameters".to_owned(), wrong)];
+        let wanted = WantedGrammar { source: text("call"), param: "tools", schemas: &schemas };
+        let error = memory.compiled(&PROCESSOR, wanted).await.expect_err("`not`");
+        let param = error.param.as_deref();
+        assert_eq!(param, Some("tools[0].function.parameters.properties.x.not"));
+        assert_eq!(error.kind, ErrorKind::InvalidJsonSchema);
+    }
+}
