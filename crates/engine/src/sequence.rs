@@ -5,12 +5,8 @@ use std::{sync::Arc, time::Duration};
 use locket_model::BlockId;
 
 use crate::{
-    EngineFailure, FinishReason, GenerationRequest, SampledToken,
-    engine::PromptOutputs,
-    sampler::SequenceSampler,
-    snapshots::KeyChain,
-    steering::Steered,
-    stream::EventSender,
+    EngineFailure, FinishReason, GenerationRequest, SampledToken, engine::PromptOutputs,
+    sampler::SequenceSampler, snapshots::KeyChain, steering::Steered, stream::EventSender,
 };
 
 /// Names a sequence for the life of the engine; later ones are larger.
@@ -73,6 +69,8 @@ pub(crate) enum Sampled {
     NonFiniteLogits,
     /// The steering leaves no token; why.
     Unsteerable(String),
+    /// The steering has a bug; which.
+    Broken(String),
 }
 
 /// When things happened to a sequence, on the engine's clock.

@@ -119,8 +119,9 @@ pub trait Steering: Send + fmt::Debug {
 
     /// The guide of the next token; for [`Guide::Allowed`] it fills `allowed`, whose contents before
     /// the call are arbitrary. Runs on a worker thread, beside the model. Called before the first token,
-    /// and after every [`Advance::Compute`]. It must end by itself: shutting down waits for it. A panic,
-    /// or a set without any id of the vocabulary, fails this continuation.
+    /// and after every [`Advance::Compute`]. It must end by itself: shutting down waits for it. A set without
+    /// any id of the vocabulary fails this continuation, as [`Guide::Failed`] does; so does a panic, as an
+    /// internal error.
     fn compute(&mut self, allowed: &mut TokenSet) -> Guide;
 }
 

@@ -134,6 +134,11 @@ impl Engine {
                     tracing::warn!(request_id, reason, "the steering of a sequence failed");
                     sequence.end = Some(End::Failed(EngineFailure::Unsteerable));
                 }
+                Some(Sampled::Broken(reason)) => {
+                    metrics.steering().failed();
+                    tracing::error!(request_id, reason, "the steering of a sequence has a bug");
+                    sequence.end = Some(End::Failed(EngineFailure::Internal));
+                }
                 // Its guide is late.
                 None => {}
             }
@@ -172,6 +177,7 @@ fn sample_row(sequence: &mut Sequence, row: Option<&[f32]>, scratch: &mut Sample
             Steer::Choose(choice) => (row.or_else(|| steered.kept_row())?, choice),
             Steer::Complete => return Some(Sampled::Complete),
             Steer::Failed(reason) => return Some(Sampled::Unsteerable(reason.to_owned())),
+            Steer::Broken(reason) => return Some(Sampled::Broken(reason.to_owned())),
             Steer::Unknown => return None,
         },
     };

@@ -308,7 +308,7 @@ fn a_bug_in_a_steering_ends_its_sequence_only() {
     let mut readers = submit_all(&bench.handle, &requests);
     finish(&mut bench, &mut readers);
     for reader in &readers[..3] {
-        assert_eq!(reader.last(), Some(&SequenceEvent::Failed(EngineFailure::Unsteerable)));
+        assert_eq!(reader.last(), Some(&SequenceEvent::Failed(EngineFailure::Internal)));
     }
     readers[3].check(false);
     assert_eq!(metric(&bench.registry, "locket_step_failures_total", None), 0.0);

@@ -27,6 +27,8 @@ pub(crate) enum Steer<'s> {
     Complete,
     /// It cannot go on; the reason.
     Failed(&'s str),
+    /// It has a bug; which.
+    Broken(&'s str),
     /// It is not known yet.
     Unknown,
 }
@@ -75,6 +77,7 @@ impl Steered {
             Guide::Allowed => Steer::Choose(Choice::Among(&job.allowed)),
             Guide::Forced(id) => Steer::Choose(Choice::Forced(*id)),
             Guide::Complete => Steer::Complete,
+            Guide::Failed(reason) if job.is_broken => Steer::Broken(reason),
             Guide::Failed(reason) => Steer::Failed(reason),
         }
     }

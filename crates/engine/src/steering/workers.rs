@@ -36,6 +36,8 @@ pub(crate) struct Job {
     pub allowed: TokenSet,
     /// Of the next token, once the job is back.
     pub guide: Guide,
+    /// The guide is a failure, and a bug is behind it, not what was asked for.
+    pub is_broken: bool,
 }
 
 impl Job {
@@ -48,7 +50,7 @@ impl Job {
     ) -> Self {
         let allowed = TokenSet::new(vocab_size as u32);
         let request = Arc::clone(request);
-        Self { sequence, request, choice, steering: None, allowed, guide: Guide::Free }
+        Self { sequence, request, choice, steering: None, allowed, guide: Guide::Free, is_broken: false }
     }
 
     /// Whose it is.
@@ -61,12 +63,12 @@ impl Job {
     pub(crate) fn advance(&mut self, id: u32) -> bool {
         let Some(steering) = &mut self.steering else { return true };
         let advanced = catch_unwind(AssertUnwindSafe(|| steering.advance(id)));
-        self.guide = match advanced {
+        match advanced {
             Ok(Advance::Compute) => return true,
-            Ok(Advance::Known(Guide::Allowed)) => Guide::Failed("a set that nobody computed".into()),
-            Ok(Advance::Known(guide)) => guide,
-            Err(panic) => failed_by(panic.as_ref()),
-        };
+            Ok(Advance::Known(Guide::Allowed)) => self.break_off("a set that nobody computed".into()),
+            Ok(Advance::Known(guide)) => self.guide = guide,
+            Err(panic) => self.break_off(panic_message(panic.as_ref())),
+        }
         false
     }
 
@@ -79,7 +81,15 @@ impl Job {
             }
             steering.as_mut().map_or(Guide::Free, |steering| steering.compute(allowed))
         }));
-        self.guide = computed.unwrap_or_else(|panic| failed_by(panic.as_ref()));
+        match computed {
+            Ok(guide) => self.guide = guide,
+            Err(panic) => self.break_off(panic_message(panic.as_ref())),
+        }
+    }
+
+    fn break_off(&mut self, reason: String) {
+        self.guide = Guide::Failed(reason);
+        self.is_broken = true;
     }
 
     fn compute_and_measure(&mut self, shared: &Shared) {
@@ -91,10 +101,6 @@ impl Job {
             tracing::warn!(request_id = self.request.request_id, ?took, "a guide took long to compute");
         }
     }
-}
-
-fn failed_by(panic: &(dyn std::any::Any + Send)) -> Guide {
-    Guide::Failed(format!("a panic: {}", panic_message(panic)))
 }
 
 /// Most jobs that wait to be dropped; further ones are dropped by the engine.
@@ -181,7 +187,7 @@ impl Workers {
             && let Err(error) = self.start_thread()
             && self.threads.is_empty()
         {
-            job.guide = Guide::Failed(format!("cannot start a thread: {error}"));
+            job.break_off(format!("cannot start a thread: {error}"));
             self.desk.finish(job);
             (self.bell)();
             return;
