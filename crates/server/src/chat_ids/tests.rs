@@ -88,6 +88,30 @@ fn a_returned_answer_becomes_the_tokens_that_were_sampled() {
     assert_eq!(talk.prompt(&parts).ids, next.ids);
 }
 
+/// The default template knows no tools, so calls are written out, as the grammar wrote them: what comes
+/// back is what was said.
+#[test]
+fn a_returned_call_becomes_the_tokens_that_were_sampled() {
+    let talk = Conversation::new(&PROCESSOR);
+    let arguments = "{\"city\": \"Oslo\"}";
+    let said =
+        format!("Wait.\n<tool_call>\n{{\"name\": \"weather\", \"arguments\": {arguments}}}\n</tool_call>");
+    let tools = Some(vec![json!({"type": "function", "function": {"name": "weather"}})]);
+    let first = ChatPrompt { tools, ..chat(&[("user", "Weather?")]) };
+    let (prompt, sampled) = (talk.prompt(&first), shredded(&said));
+    talk.answer(&prompt, &said, &sampled);
+
+    let call =
+        json!({"id": "a", "type": "function", "function": {"name": "weather", "arguments": arguments}});
+    let mut second = first;
+    second.messages.extend([
+        json!({"role": "assistant", "content": "Wait.\n", "tool_calls": [call]}),
+        json!({"role": "tool", "tool_call_id": "a", "content": "Rain."}),
+    ]);
+    let next = talk.prompt(&second);
+    assert!(next.ids.starts_with(&[prompt.ids.as_slice(), &sampled].concat()));
+}
+
 #[test]
 fn another_conversation_tenant_or_text_is_tokenised() {
     let mut talk = Conversation::new(&PROCESSOR);

@@ -20,7 +20,6 @@ const NO_AUDIO: Property = optional("audio", Schema::Absent, "there is no audio"
 const NO_CALLS: Property = optional("tool_calls", Schema::Absent, "Only the assistant calls tools.");
 const TOOL_CALLS: Schema =
     Schema::Array(&Schema::Named("ChatToolCallInput", &Schema::Object(TOOL_CALL)), 1, 128);
-const CALL_ID: Property = optional("tool_call_id", Schema::Text(1, 512), "");
 const NO_CALL: Property = optional("function_call", Schema::Absent, "it was replaced by `tool_calls`");
 
 const INSTRUCTION: &[Property] = &[
@@ -31,7 +30,6 @@ const INSTRUCTION: &[Property] = &[
     REASONING,
     REASONING_CONTENT,
     NO_CALLS,
-    CALL_ID,
     NO_AUDIO,
     NO_CALL,
 ];
@@ -44,7 +42,6 @@ const ANSWER: &[Property] = &[
     REASONING,
     REASONING_CONTENT,
     optional("tool_calls", TOOL_CALLS, ""),
-    CALL_ID,
     NO_AUDIO,
     NO_CALL,
 ];
@@ -57,7 +54,6 @@ const REFUSAL: &[Property] = &[
     REASONING,
     REASONING_CONTENT,
     optional("tool_calls", TOOL_CALLS, ""),
-    CALL_ID,
     NO_AUDIO,
     NO_CALL,
 ];
@@ -70,7 +66,6 @@ const CALLS: &[Property] = &[
     REASONING,
     REASONING_CONTENT,
     required("tool_calls", TOOL_CALLS, ""),
-    CALL_ID,
     NO_AUDIO,
     NO_CALL,
 ];

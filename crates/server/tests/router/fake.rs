@@ -38,6 +38,9 @@ pub const BEYOND: &str = "<|beyond|>";
 const VOCAB_SIZE: usize = 259;
 const TEXT: &str = "Grüße! The answer is 42. ";
 
+const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n\
+    {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
 /// What follows position `p` is entry `(p + 1) % len`; the last entry is the end token.
 pub fn script() -> Vec<u32> {
     TEXT.bytes().map(u32::from).chain([IM_END]).collect()
@@ -214,8 +217,13 @@ impl TestServer {
 
     /// A server with these settings and a cache of `blocks` blocks.
     pub fn with(config: ServerConfig, blocks: u32) -> Self {
+        Self::with_template(config, blocks, TEMPLATE)
+    }
+
+    /// The same with another chat template.
+    pub fn with_template(config: ServerConfig, blocks: u32, template: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        write_checkpoint(folder.path());
+        write_checkpoint(folder.path(), template);
         let checkpoint = Checkpoint::open(folder.path()).expect("a small checkpoint");
         let processor = Processor::load(&checkpoint).expect("its tokenizer");
         let model_config = checkpoint.config.clone();
@@ -312,6 +320,11 @@ impl Answer {
         self.json()
     }
 
+    #[track_caller]
+    pub fn ok_status(&self) {
+        assert_eq!(self.status, 200, "{}", self.text);
+    }
+
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().expect("ASCII"))
     }
@@ -320,11 +333,6 @@ impl Answer {
     #[track_caller]
     pub fn is_error(&self, status: u16, code: impl Into<Value>) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.text);
-    #[track_caller]
-    pub fn ok_status(&self) {
-        assert_eq!(self.status, 200, "{}", self.text);
-    }
-
         let error = self.json()["error"].clone();
         assert_eq!(error["code"], code.into(), "{}", self.text);
         let keys: Vec<_> = error.as_object().expect("an object").keys().cloned().collect();
@@ -350,7 +358,7 @@ impl Answer {
 }
 
 /// A byte-level tokenizer, a chat template and weights of zeros: enough to be opened.
-fn write_checkpoint(folder: &Path) {
+fn write_checkpoint(folder: &Path, template: &str) {
     let write = |name: &str, value: Value| {
         std::fs::write(folder.join(name), value.to_string()).expect("a writable folder");
     };
@@ -369,8 +377,7 @@ fn write_checkpoint(folder: &Path) {
         "tokenizer_config.json",
         json!({
             "bos_token": "<|im_start|>", "eos_token": "<|im_end|>",
-            "chat_template": "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n\
-                {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+            "chat_template": template
         }),
     );
     std::fs::write(folder.join("model.safetensors"), zeros()).expect("a writable folder");

@@ -47,6 +47,8 @@ fn read_message(
     let mut content = None;
     let mut refusal = None;
     let mut tool_calls = None;
+    // The role may stand behind what it decides about.
+    let is_result = message.value().get("role").is_some_and(|role| role == "tool");
     let mut call_id = None;
     let mut rendered = Map::new();
     message.entries(|name, field| {
@@ -61,7 +63,9 @@ fn read_message(
                 rendered.insert("reasoning_content".into(), field.string()?.into());
             }
             "tool_calls" => tool_calls = Some((field.path(), read_calls(&field, ignored)?)),
-            "tool_call_id" => call_id = Some((field.path(), field.short_string(MAX_ID_BYTES)?)),
+            "tool_call_id" if is_result => {
+                call_id = Some((field.path(), field.short_string(MAX_ID_BYTES)?));
+            }
             "audio" => return Err(field.unsupported("there is no audio")),
             "function_call" => return Err(field.unsupported("it was replaced by `tool_calls`")),
             _ => ignored.push(&field),
