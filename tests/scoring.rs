@@ -55,7 +55,6 @@ async fn a_text_has_the_scores_of_its_tokens() {
         }
         let sum = |values: &[Value]| values.iter().filter_map(Value::as_f64).sum::<f64>();
         let scored = sum(answers[0]["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap());
-        println!("{scored} nats for {} tokens", ids.len() - 1);
         assert!(scored < -10.0 && scored > -200.0, "{scored}");
     }
 }

@@ -205,7 +205,7 @@ impl GenerationFields {
     /// Alternatives to compute per prompt token; `None`: prompts are not scored.
     pub(crate) fn prompt_scores(&self) -> Option<u32> {
         let echoed = self.logprobs.filter(|_| self.echo);
-        // The engine does nothing at all for nobody, and an empty answer still takes its turn.
+        // Where nothing is generated, the engine asks for something to be wanted of the prompt.
         let alone = (self.echo && self.max_tokens == Some(0)).then_some(0);
         [self.prompt_logprobs, echoed, alone].into_iter().flatten().max()
     }
