@@ -13,7 +13,7 @@ use std::{
 use locket_tests::{Server, node_modules, python, repository};
 
 /// Long enough for every answer; the model is small, so a client that asks for none gets a short one.
-const SERVER: &[&str] = &["--default-max-tokens", "64"];
+const SERVER: &[&str] = &["--default-max-tokens", "64", "--max-model-len", "2048"];
 
 fn folder(name: &str) -> PathBuf {
     repository().join("tests/clients").join(name)
@@ -85,10 +85,20 @@ fn langchain_standard_tests() {
     let server = Server::start(SERVER);
     let mut command = client(&interpreter);
     command
-        .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "--asyncio-mode", "auto"])
+        .args([
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--asyncio-mode",
+            "auto",
+            "-o",
+            "asyncio_default_test_loop_scope=session",
+        ])
         .args(["--benchmark-disable", "-W", "ignore"])
         .arg(folder("langchain"))
-        .env("LOCKET_URL", server.url());
+        .env("SERVER_URL", server.url());
     run(command);
 }
 

@@ -247,3 +247,26 @@ pub fn python(requirements: &Path) -> PathBuf {
     std::fs::write(&stamp, pinned).expect("the stamp can be written");
     interpreter
 }
+
+/// A folder with the packages of `project` (a folder with `package.json` and its lock file), installed
+/// under the target folder once.
+pub fn node_modules(project: &Path) -> PathBuf {
+    let read = |name: &str| std::fs::read_to_string(project.join(name)).expect("the project can be read");
+    let (manifest, lock) = (read("package.json"), read("package-lock.json"));
+    let folder = repository().join("target/node").join(project.file_name().expect("a folder"));
+    let stamp = folder.join("installed");
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == lock) {
+        return folder;
+    }
+    std::fs::create_dir_all(&folder).expect("the folder can be made");
+    std::fs::write(folder.join("package.json"), manifest).expect("the manifest can be written");
+    std::fs::write(folder.join("package-lock.json"), &lock).expect("the lock file can be written");
+    let status = Command::new("npm")
+        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"])
+        .current_dir(&folder)
+        .status()
+        .expect("npm runs");
+    assert!(status.success(), "npm ci failed");
+    std::fs::write(&stamp, lock).expect("the stamp can be written");
+    folder
+}

@@ -38,7 +38,8 @@ def text():
 
 
 def tools():
-    asked = dict(messages=QUESTION, temperature=0, max_tokens=100, tools=[TOOL], tool_choice="required", **ROUTE)
+    asked = dict(messages=QUESTION, temperature=0, max_tokens=100, tools=[TOOL], **ROUTE)
+    asked |= {"tool_choice": "required", "parallel_tool_calls": False}
     answer = litellm.completion(**asked)
     call = answer.choices[0].message.tool_calls[0]
     assert call.function.name == "get_weather" and json.loads(call.function.arguments)["city"], answer

@@ -12,6 +12,13 @@ import tempfile
 
 HERE = pathlib.Path(__file__).parent
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"type": "string", "enum": ["dog", "cat"]}},
+    "required": ["kind"],
+    "additionalProperties": False,
+}
+
 
 def llm(*arguments):
     command = [sys.executable, "-m", "llm", *arguments]
@@ -30,8 +37,8 @@ with tempfile.TemporaryDirectory() as home:
     assert "Paris" in whole, whole
     assert llm("prompt", *ask, "What is the capital of France?") == whole
     assert llm("prompt", "-c", *ask, "And of Italy?")
-    made = llm("prompt", "--schema", "name str, kind str", *ask, "The dog Rex is a pet. Describe it.")
-    assert set(json.loads(made)) == {"name", "kind"}, made
+    made = llm("prompt", "--schema", json.dumps(SCHEMA), *ask, "The dog Rex is a pet. Describe it.")
+    assert json.loads(made)["kind"] in ("dog", "cat"), made
     # Whether a model this small calls a tool is its own affair; the request must be understood.
     llm("prompt", "-T", "llm_version", *ask, "Which version is this?")
 print("llm: passed")

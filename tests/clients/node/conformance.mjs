@@ -73,7 +73,8 @@ const tests = {
   },
 
   async tools() {
-    const forced = { model, messages, temperature: 0, tools: [tool], tool_choice: "required", max_tokens: 100 };
+    const only = { tool_choice: "required", parallel_tool_calls: false };
+    const forced = { model, messages, temperature: 0, tools: [tool], max_tokens: 100, ...only };
     const answer = await api.chat.completions.create(forced);
     const [call] = answer.choices[0].message.tool_calls;
     assert.equal(answer.choices[0].finish_reason, "tool_calls");

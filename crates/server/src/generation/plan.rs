@@ -110,7 +110,9 @@ impl Plan<'_> {
             None => format!("the prompt has {prompt_tokens} tokens, which leaves none for the answer"),
         };
         let param = self.source.param();
-        let mut message = format!("This model's context is {limit} tokens, but {request}. Shorten `{param}`");
+        // Clients look for these first words.
+        let mut message = format!("This model's maximum context length is {limit} tokens, but {request}");
+        message.push_str(&format!(". Shorten `{param}`"));
         if asked != Some(0) {
             message.push_str(" or the answer");
         }

@@ -123,7 +123,7 @@ impl Answer {
                 Form::Written(schema) => json!({"schema": renderer.render(*schema)}),
                 Form::Object(properties) => json!({"schema": renderer.object(properties.iter().copied())}),
                 // OpenAPI 3.1 has no schema for the items of a stream.
-                Form::Events(schema) => json!({"schema": {"type": "string"}, "x-event-data": schema(named)}),
+                Form::Events(schema) => json!({"x-event-data": schema(named)}),
             };
             ((*media_type).to_owned(), media)
         });
