@@ -1,10 +1,18 @@
 //! `/v1/responses`: the object, the events, lengths, failures.
 
+use locket_processor::reasoning::ReasoningSettings;
+use locket_server::{ServerConfig, config::ReasoningConfig};
 use serde_json::{Value, json};
 
 use crate::fake::{Answer, NOT_FINITE, TestServer, merged};
 
 const PATH: &str = "/v1/responses";
+
+/// Knows tools, calls and results, in the manner of Hermes, and says little of them.
+const TEMPLATE: &str = "{% if tools %}<tool_call>{% for t in tools %}{{ t['function']['name'] }} {% endfor %}{% endif %}\
+    {% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] or '' }}{% for c in m['tool_calls'] or [] %}\
+    {{ c['function']['name'] }}{{ c['function']['arguments'] | tojson }}{% endfor %}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 fn body(fields: Value) -> Value {
     merged(json!({"input": "Hi", "temperature": 0}), fields)
@@ -39,8 +47,19 @@ fn anonymous(mut response: Value) -> Value {
     }
     for item in response["output"].as_array_mut().expect("items") {
         item["id"] = Value::Null;
+        if item["type"] == "function_call" {
+            item["call_id"] = Value::Null;
+        }
     }
     response
+}
+
+/// The response of the last event, which must be the unstreamed one.
+#[track_caller]
+fn same_when_streamed(answer: &Answer, unstreamed: &Value) {
+    let events = events(answer);
+    let last = events.last().expect("an end");
+    assert_eq!(anonymous(last["response"].clone()), anonymous(unstreamed.clone()));
 }
 
 fn text(response: &Value) -> &str {
@@ -158,6 +177,60 @@ async fn logprobs_of_the_text() {
     assert_eq!(streamed, entries.iter().collect::<Vec<_>>());
     let done = events.iter().find(|event| event["type"] == "response.output_text.done").expect("the end");
     assert_eq!(done["logprobs"], part["logprobs"]);
+}
+
+/// Thoughts are an item in front of the message: the same texts as in chat.
+#[tokio::test]
+async fn thoughts_are_an_item_of_their_own() {
+    let profile = ReasoningSettings { open: Some("<think>".into()), ..ReasoningSettings::default() };
+    let reasoning = ReasoningConfig { profile, ..ReasoningConfig::default() };
+    let server = TestServer::with(ServerConfig { reasoning, ..ServerConfig::default() }, 8);
+    let fields = json!({"thinking": {"type": "enabled", "budget_tokens": 7}});
+    let chat = server.chat("Hi", fields.clone()).await.ok();
+    let said = &chat["choices"][0]["message"];
+    let response = server.post(PATH, &body(fields.clone())).await.ok();
+    let output = response["output"].as_array().expect("items");
+    assert_eq!(output.len(), 2, "{response}");
+    let thoughts = json!([{"type": "reasoning_text", "text": said["reasoning"]}]);
+    assert_eq!((&output[0]["type"], &output[0]["content"]), (&json!("reasoning"), &thoughts));
+    assert_eq!((&output[0]["summary"], &output[0]["status"]), (&json!([]), &json!("completed")));
+    assert!(output[0]["id"].as_str().is_some_and(|id| id.starts_with("rs_")));
+    assert_eq!(output[1]["content"][0]["text"], said["content"]);
+    let counted = &chat["usage"]["completion_tokens_details"]["reasoning_tokens"];
+    assert_eq!(&response["usage"]["output_tokens_details"]["reasoning_tokens"], counted);
+    let streamed = server.post(PATH, &body(merged(fields, json!({"stream": true})))).await;
+    same_when_streamed(&streamed, &response);
+    assert!(types(&events(&streamed)).contains(&"response.reasoning_text.delta"));
+    // An effort of none is the answer alone.
+    let fields = json!({"reasoning": {"effort": "none"}});
+    let response = server.post(PATH, &body(fields)).await.ok();
+    assert_eq!((&response["output"][0]["type"], &response["output"][1]), (&json!("message"), &Value::Null));
+    assert_eq!(response["reasoning"]["effort"], "none");
+}
+
+/// A model that says whatever its script says calls what it must, and the call goes back in.
+#[tokio::test]
+async fn calls_are_items() {
+    let server = TestServer::with_template(ServerConfig::default(), 8, TEMPLATE);
+    let unit = json!({"type": "object", "properties": {"unit": {"enum": ["°C"]}}, "required": ["unit"],
+                      "additionalProperties": false});
+    let tools = json!([{"type": "function", "name": "weather", "parameters": unit, "strict": true},
+                       {"type": "function", "name": "time"}]);
+    let fields = json!({"tools": tools, "tool_choice": {"type": "function", "name": "time"}});
+    let response = server.post(PATH, &body(fields.clone())).await.ok();
+    let output = response["output"].as_array().expect("items");
+    let call = &output[0];
+    assert_eq!((output.len(), &call["type"], &call["name"]), (1, &json!("function_call"), &json!("time")));
+    assert_eq!((&call["arguments"], &call["status"]), (&json!("{}"), &json!("completed")));
+    assert!(call["call_id"].as_str().is_some_and(|id| id.starts_with("call_")));
+    assert_eq!((&response["tools"], &response["tool_choice"]["name"]), (&tools, &json!("time")));
+    let streamed = server.post(PATH, &body(merged(fields.clone(), json!({"stream": true})))).await;
+    same_when_streamed(&streamed, &response);
+    assert!(types(&events(&streamed)).contains(&"response.function_call_arguments.done"));
+    let result = json!({"type": "function_call_output", "call_id": call["call_id"], "output": "noon"});
+    let input = json!([{"role": "user", "content": "Hi"}, call, result]);
+    let fields = merged(fields, json!({"input": input, "tool_choice": "none"}));
+    assert_eq!(server.post(PATH, &body(fields)).await.ok()["output"][0]["type"], "message");
 }
 
 /// What the model said comes back as items, and is the same conversation as in chat.
