@@ -59,6 +59,8 @@ impl Server {
     /// Starts `locket serve` with the default model and these further arguments, and waits until
     /// it says where it listens.
     pub fn start(arguments: &[&str]) -> Self {
+        // Clients want one, also those that never encrypt. An error says that there is one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut child = Command::new(locket_binary())
             .arg("serve")
             .arg(model_path())
@@ -108,6 +110,12 @@ impl Server {
     pub fn terminate(&self) {
         let status = Command::new("kill").arg(self.pid().to_string()).status().expect("kill runs");
         assert!(status.success());
+    }
+
+    /// Sends SIGHUP: keys and certificates are read again.
+    pub fn hang_up(&self) {
+        let status = Command::new("kill").args(["-HUP", &self.pid().to_string()]).status();
+        assert!(status.expect("kill runs").success());
     }
 
     /// Waits for the process to end by itself.
