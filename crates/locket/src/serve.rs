@@ -166,13 +166,14 @@ fn server_config(parts: &Parts<'_>) -> ServerConfig {
         cors_origins: api.cors_origins.clone(),
         embedding_pooling: api.embedding_pooling,
         tool_calls: api.tool_calls,
-        drain_timeout: config.engine.drain_timeout,
         api_keys: api.api_keys.clone(),
         api_key_file: api.api_key_file.clone(),
         metrics_require_key: api.metrics_require_key,
         tls: api.tls.clone(),
         connections: api.connections.clone(),
         images: api.images.clone(),
+        drain_timeout: config.engine.drain_timeout,
+        reasoning: config.reasoning.clone(),
         cache: plan.choice.bounds.clone(),
         turn_memory_bytes: usize::try_from(plan.snapshots.turn_bytes).unwrap_or(usize::MAX),
         // The engine has made the folder and locked it for this process.
@@ -235,8 +236,6 @@ async fn serve(config: &Config, state: AppState, thread: EngineThread) -> anyhow
     }
 }
 
-/// The one line on standard output.
-fn announce(listener: &TcpListener, state: &AppState) -> anyhow::Result<()> {
 /// Reads keys and certificate again on each SIGHUP.
 fn reload_on_hangup(state: AppState) -> anyhow::Result<impl Future<Output = ()>> {
     let mut hangups = signal(SignalKind::hangup()).context("cannot handle signals")?;
@@ -259,13 +258,15 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// The one line on standard output.
+fn announce(listener: &TcpListener, state: &AppState) -> anyhow::Result<()> {
     let address = listener.local_addr().context("the listener has no address")?;
-    let mut stdout = std::io::stdout().lock();
-    // Whoever started us may have closed its end; that is no reason not to serve.
     let scheme = if state.config().tls.is_some() { "https" } else { "http" };
     if !address.ip().is_loopback() && !state.requires_key() {
         tracing::warn!("anyone who can reach {address} may use this server: set api-key or api-key-file");
     }
+    let mut stdout = std::io::stdout().lock();
+    // Whoever started us may have closed its end; that is no reason not to serve.
     if let Err(error) =
         writeln!(stdout, "locket listening on {scheme}://{address}").and_then(|()| stdout.flush())
     {

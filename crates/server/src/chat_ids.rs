@@ -3,7 +3,10 @@
 
 use std::ops::Range;
 
-use locket_processor::{ChatPrompt, Error, Processor};
+use locket_processor::{
+    ChatPrompt, Error, Processor,
+    reasoning::{ReasoningMode, ReasoningProfile, ThoughtStart},
+};
 use serde_json::{Value, json};
 
 use crate::turns::{TurnMemory, TurnPrefix};
@@ -19,6 +22,8 @@ pub(crate) struct PromptIds {
     pub(crate) snapshot_at: Option<u32>,
     /// The prompt as the prefix of the turn that follows, if that is to be remembered.
     pub(crate) turn: Option<TurnPrefix>,
+    /// What the answer begins with, if the model has thoughts.
+    pub(crate) thought: Option<ThoughtStart>,
 }
 
 impl From<Vec<u32>> for PromptIds {
@@ -49,6 +54,8 @@ pub(crate) struct ChatWishes<'a> {
     pub(crate) wants_snapshot: bool,
     /// The tokenizer's own additions (start token, …).
     pub(crate) add_special_tokens: bool,
+    /// How thoughts are marked, and what the prompt's end is to say about thinking.
+    pub(crate) reasoning: Option<(&'a ReasoningProfile, Option<ReasoningMode>)>,
 }
 
 /// Stands for a text that is looked for in a prompt. Private-use characters, which no message has,
@@ -65,11 +72,13 @@ pub(crate) fn encode(
     wishes: ChatWishes<'_>,
 ) -> Result<PromptIds, Error> {
     processor.write_out_tools(&mut chat);
-    let text = processor.render_chat(&chat)?;
+    let rendered = processor.render_chat(&chat)?;
+    let mut text = rendered.clone();
+    let thought = wishes.reasoning.map(|(profile, mode)| begin_answer(profile, mode, &chat, &mut text));
     let mut spliced = None;
     // Added tokens would stand in every piece.
     if let Some((memory, salt)) = wishes.turns.filter(|_| !wishes.add_special_tokens) {
-        let spans = if memory.is_empty() { Vec::new() } else { answers(processor, &mut chat, &text) };
+        let spans = if memory.is_empty() { Vec::new() } else { answers(processor, &mut chat, &rendered) };
         spliced = Some(splice(processor, &text, &spans, memory, salt)?);
     }
     let (ids, turn) = match spliced {
@@ -88,7 +97,23 @@ pub(crate) fn encode(
         None
     };
     // An answer without its header, or one that was begun, does not come back as it is.
-    Ok(PromptIds { ids, pinned, snapshot_at, turn: turn.filter(|_| has_header) })
+    Ok(PromptIds { ids, pinned, snapshot_at, turn: turn.filter(|_| has_header), thought })
+}
+
+/// Makes the end of the prompt say whether to think, and says what the answer begins with. A message
+/// that goes on, or an answer without a header, is left as it is.
+fn begin_answer(
+    profile: &ReasoningProfile,
+    mode: Option<ReasoningMode>,
+    chat: &ChatPrompt,
+    text: &mut String,
+) -> ThoughtStart {
+    if chat.add_generation_prompt {
+        return profile.prepare(text, mode);
+    }
+    let last = chat.messages.last().filter(|_| chat.continue_final_message).cloned();
+    let said = last.and_then(|mut message| text_of(&mut message).map(std::mem::take));
+    said.map_or(ThoughtStart::Undecided, |said| profile.after(&said))
 }
 
 /// The text of a message whose content is text only, or one part of text.

@@ -7,10 +7,11 @@ use futures_util::{Stream, stream};
 use locket_engine::{
     EngineFailure, FinishReason as EngineFinish, PromptLogprobs, SampledToken, SequenceEvent, SequenceStream,
 };
-use locket_processor::{Processor, TextDelta, TextOptions, TextStream};
+use locket_processor::{Processor, TextDelta, TextOptions, TextStream, reasoning::ThoughtCounter};
 
 use crate::{
-    generation::GenerationFields,
+    generation::{GenerationFields, Thought},
+    metrics::HttpMetrics,
     openai::{FinishReason, StopReason},
     turns::TurnRecorder,
 };
@@ -37,9 +38,9 @@ impl TokenTable for Processor {
 /// number of `Delta`, then one `Finished` or `Failed`.
 #[derive(Debug, PartialEq)]
 pub(crate) enum ChoiceEvent {
-    /// Prefill has ended.
     /// How likely the prompt's tokens were; every choice of the prompt is told.
     Scored(Arc<PromptLogprobs>),
+    /// Prefill has ended.
     Started {
         /// Prompt tokens whose prefill was skipped.
         cached_tokens: u32,
@@ -94,6 +95,7 @@ pub(crate) struct ChoiceText {
     tokens: Arc<dyn TokenTable>,
     text: TextStream,
     stop: Vec<String>,
+    include_stop: bool,
     stop_token_ids: Vec<u32>,
     keep_special_tokens: bool,
     /// Control tokens that are shown all the same.
@@ -103,6 +105,16 @@ pub(crate) struct ChoiceText {
     folded_tokens: u32,
     /// Where the turn is remembered when it has ended.
     recorder: Option<TurnRecorder>,
+    /// Follows the thought for the metrics.
+    thought: Option<ThoughtWatch>,
+}
+
+/// What is counted of a choice's thought.
+struct ThoughtWatch {
+    counter: ThoughtCounter,
+    requested: &'static str,
+    was_closed: bool,
+    metrics: HttpMetrics,
 }
 
 impl ChoiceText {
@@ -114,6 +126,7 @@ impl ChoiceText {
             tokens,
             text: TextStream::new(options),
             stop: fields.stop.clone(),
+            include_stop: fields.include_stop,
             stop_token_ids: fields.stop_token_ids.clone(),
             keep_special_tokens: fields.keep_special_tokens,
             shown_token_ids: fields.shown_token_ids.clone(),
@@ -121,12 +134,32 @@ impl ChoiceText {
             completion_tokens: 0,
             folded_tokens: 0,
             recorder: None,
+            thought: None,
         }
     }
 
     /// Remembers the turn when it has ended.
     pub(crate) fn recorded_by(self, recorder: Option<TurnRecorder>) -> Self {
         Self { recorder, ..self }
+    }
+
+    /// The text may have a thought: stop strings count behind it, and its markers are text even where
+    /// they are control tokens.
+    pub(crate) fn thinking(mut self, thought: Option<(&Thought, &HttpMetrics)>) -> Self {
+        let Some((thought, metrics)) = thought else { return self };
+        self.shown_token_ids.extend_from_slice(&thought.marker_ids);
+        self.text = TextStream::new(TextOptions {
+            stop: self.stop.clone(),
+            include_stop: self.include_stop,
+            thought: Some((Arc::clone(&thought.markers), thought.start)),
+        });
+        self.thought = Some(ThoughtWatch {
+            counter: ThoughtCounter::new(Arc::clone(&thought.markers), thought.start),
+            requested: thought.requested,
+            was_closed: false,
+            metrics: metrics.clone(),
+        });
+        self
     }
 
     /// Takes the next event of the engine, which has folded `folded_tokens` by then; `None` is a
@@ -174,6 +207,10 @@ impl ChoiceText {
             && self.tokens.is_special(sampled.id)
             && !self.shown_token_ids.contains(&sampled.id);
         let bytes = if is_hidden { &[][..] } else { self.tokens.token_bytes(sampled.id) };
+        if let Some(thought) = &mut self.thought {
+            thought.was_closed |= sampled.is_forced && thought.counter.is_in_thought();
+            thought.counter.push(bytes);
+        }
         let delta = self.text.push(bytes);
         self.completion_tokens = self.completion_tokens.saturating_add(1);
         self.unreleased.push_back(ReleasedToken { sampled, is_hidden, bytes: bytes.len() });
@@ -190,6 +227,10 @@ impl ChoiceText {
     fn end(&mut self, finish: Finish, out: &mut VecDeque<ChoiceEvent>) {
         if let Some(recorder) = self.recorder.take() {
             recorder.finish(self.tokens.as_ref());
+        }
+        if let Some(ThoughtWatch { mut counter, requested, was_closed, metrics }) = self.thought.take() {
+            counter.finish();
+            metrics.count_thought(requested, counter.has_thought(), counter.tokens(), was_closed);
         }
         out.push_back(ChoiceEvent::Finished(finish));
     }

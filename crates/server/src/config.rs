@@ -7,13 +7,16 @@ use std::{path::PathBuf, time::Duration};
 
 use locket_engine::Pooling;
 use locket_model::load::GenerationDefaults;
-use locket_processor::tools::ToolFormat;
+use locket_processor::{
+    reasoning::{ReasoningMode, ReasoningSettings},
+    tools::ToolFormat,
+};
 
 pub use cache_bounds::CacheBounds;
 
-/// Settings of the server.
 use crate::{keys::KeyDigest, media::ImageSettings};
 
+/// Settings of the server.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
     /// Names under which the model is served; the first is shown, all are accepted.
@@ -34,7 +37,6 @@ pub struct ServerConfig {
     pub max_concurrent_requests: u32,
     /// Origins that browsers may call from; empty: CORS is off. `*` allows all.
     pub cors_origins: Vec<String>,
-    /// Silence after which a stream sends a comment line.
     /// Digests of the keys that callers may use; no keys and no file: nobody is asked for one.
     pub api_keys: Vec<KeyDigest>,
     /// File of further keys, which is read again by [`crate::AppState::reload`].
@@ -47,11 +49,14 @@ pub struct ServerConfig {
     pub connections: ConnectionLimits,
     /// What images may be, and where they may be fetched from.
     pub images: ImageSettings,
+    /// Silence after which a stream sends a comment line.
     pub keep_alive: Duration,
     /// How long running requests may go on after the shutdown signal.
     pub drain_timeout: Duration,
     /// How the model writes calls of tools.
     pub tool_calls: ToolCallFormat,
+    /// How the model thinks, and what requests get that say nothing about it.
+    pub reasoning: ReasoningConfig,
     /// How sequences use their cache block, and what requests may say about it.
     pub cache: CacheBounds,
     /// Most bytes of generated turns that are remembered: an answer that a client sends back is then
@@ -62,29 +67,14 @@ pub struct ServerConfig {
     /// belongs: without it, a conversation that returns after a restart may be tokenised in another way.
     /// One process at a time may use it.
     pub turn_file: Option<PathBuf>,
+    /// Which hidden states make an embedding.
+    pub embedding_pooling: Pooling,
     /// Sampling defaults of the checkpoint.
     pub generation: GenerationDefaults,
     /// Version string of the server.
     pub version: String,
     /// Digest of the weights and their quantisation, for `system_fingerprint`.
-    /// Which hidden states make an embedding.
-    pub embedding_pooling: Pooling,
     pub fingerprint: String,
-}
-
-impl Default for ServerConfig {
-    fn default() -> Self {
-        Self {
-/// How the model writes calls of tools.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum ToolCallFormat {
-    /// As its chat template teaches it; as Hermes does if that says nothing.
-    #[default]
-    Auto,
-    /// In this way.
-    Format(ToolFormat),
-    /// Tools are refused.
-    Off,
 }
 
 /// How the model writes calls of tools.
@@ -146,6 +136,9 @@ impl Default for ConnectionLimits {
     }
 }
 
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
             served_model_names: vec!["model".into()],
             model_root: "model".into(),
             max_model_len: 2048,
@@ -155,22 +148,69 @@ impl Default for ConnectionLimits {
             max_n: 16,
             max_concurrent_requests: 512,
             cors_origins: Vec::new(),
-            keep_alive: Duration::from_secs(15),
-            drain_timeout: Duration::from_secs(30),
-            tool_calls: ToolCallFormat::Auto,
-            cache: CacheBounds::default(),
             api_keys: Vec::new(),
             api_key_file: None,
-            embedding_pooling: Pooling::default(),
             metrics_require_key: false,
             tls: None,
             connections: ConnectionLimits::default(),
             images: ImageSettings::default(),
+            keep_alive: Duration::from_secs(15),
+            drain_timeout: Duration::from_secs(30),
+            tool_calls: ToolCallFormat::Auto,
+            reasoning: ReasoningConfig::default(),
+            cache: CacheBounds::default(),
             turn_memory_bytes: 16 << 20,
             turn_file: None,
+            embedding_pooling: Pooling::default(),
             generation: GenerationDefaults::default(),
             version: env!("CARGO_PKG_VERSION").into(),
             fingerprint: String::new(),
+        }
+    }
+}
+
+/// Settings of reasoning: thoughts in front of answers.
+#[derive(Debug, Clone)]
+pub struct ReasoningConfig {
+    /// Markers of thoughts; what is absent is found in the chat template.
+    pub profile: ReasoningSettings,
+    /// What a request gets that does not say whether to think; `None`: what the template does.
+    pub mode: Option<ReasoningMode>,
+    /// Most thought tokens of a request that names neither budget nor effort; `None`: no limit.
+    pub budget: Option<u32>,
+    /// Names under which thoughts are sent.
+    pub field: ReasoningField,
+}
+
+impl Default for ReasoningConfig {
+    fn default() -> Self {
+        Self {
+            profile: ReasoningSettings::default(),
+            mode: None,
+            budget: Some(4096),
+            field: ReasoningField::Both,
+        }
+    }
+}
+
+/// Names of the text of thoughts in messages and deltas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReasoningField {
+    /// Under both names.
+    Both,
+    /// `reasoning`
+    Reasoning,
+    /// `reasoning_content`
+    ReasoningContent,
+}
+
+impl ReasoningField {
+    /// The values of `reasoning` and `reasoning_content`.
+    pub(crate) fn values(self, text: Option<String>) -> (Option<String>, Option<String>) {
+        match self {
+            Self::Both => (text.clone(), text),
+            Self::Reasoning => (text, None),
+            Self::ReasoningContent => (None, text),
         }
     }
 }
@@ -213,13 +253,13 @@ impl ServerConfig {
         if self.cors_origins.iter().any(|origin| axum::http::HeaderValue::from_str(origin).is_err()) {
             return fail("cors_origins", "must hold origins such as https://chat.example.org");
         }
+        if self.connections.max_connections == 0 {
+            return fail("connections.max_connections", "must be at least 1");
+        }
         self.cache.check()
     }
 }
 
-        if self.connections.max_connections == 0 {
-            return fail("connections.max_connections", "must be at least 1");
-        }
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -215,7 +215,7 @@ impl TokenPlaces {
             match (self.passed.front(), parts.last_mut()) {
                 (Some((_, delta)), Some(last)) if last.delta == *delta => last.tokens.push(token),
                 (Some((_, delta)), _) => {
-                    parts.push(MessagePart { delta: delta.clone(), tokens: vec![token] })
+                    parts.push(MessagePart { delta: delta.clone(), tokens: vec![token] });
                 }
                 (None, _) => self.waiting.push_back((start, token)),
             }

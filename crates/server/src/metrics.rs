@@ -10,6 +10,10 @@ use prometheus::{
     TextEncoder,
 };
 
+mod thoughts;
+
+use thoughts::ThoughtMetrics;
+
 use crate::{
     error::{ApiError, ErrorKind},
     keys::Limit,
@@ -25,6 +29,7 @@ pub(crate) struct HttpMetrics {
     requests: IntCounterVec,
     seconds: HistogramVec,
     errors: IntCounterVec,
+    thoughts: ThoughtMetrics,
     stalls: IntCounter,
     connections: IntGauge,
     by_key: IntCounterVec,
@@ -79,7 +84,8 @@ impl HttpMetrics {
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
         registry.register(Box::new(errors.clone()))?;
-        Ok(Self { requests, seconds, errors, stalls, connections, by_key, limited, reloads })
+        let thoughts = ThoughtMetrics::register(registry)?;
+        Ok(Self { requests, seconds, errors, thoughts, stalls, connections, by_key, limited, reloads })
     }
 
     /// Counts one answered or abandoned request.
@@ -122,6 +128,11 @@ impl HttpMetrics {
         self.reloads.with_label_values(&[file, if is_good { "ok" } else { "failed" }]).inc();
     }
 
+    /// Counts the thought of a choice, or that there was none.
+    pub(crate) fn count_thought(&self, requested: &str, has_thought: bool, tokens: u32, was_closed: bool) {
+        self.thoughts.count(requested, has_thought, tokens, was_closed);
+    }
+
     /// Counts one error, sent as an answer or inside a stream.
     pub(crate) fn count_error(&self, kind: ErrorKind) {
         self.errors.with_label_values(&[kind.row().label]).inc();
@@ -150,8 +161,9 @@ mod tests {
         metrics.count_key("ann");
         metrics.count_limited("ann", Limit::Tokens);
         metrics.count_reload("keys", true);
+        metrics.count_thought("auto", true, 9, true);
         let families = registry.gather();
-        assert_eq!(families.len(), 8);
+        assert_eq!(families.len(), 12);
         for family in &families {
             let entry = format!("| `{}` |", family.name());
             assert!(

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use locket_processor::{ChatPrompt, Error as ProcessorError, Processor};
+use locket_processor::{
+    ChatPrompt, Error as ProcessorError, Processor,
+    reasoning::{ReasoningMode, ReasoningProfile},
+};
 use serde_json::Value;
 
 use crate::{
     blocking,
     chat_ids::{self, ChatWishes, PromptIds},
     error::{ApiError, ErrorKind, clip},
-    generation::PromptSource,
+    generation::{GenerationFields, PromptSource},
     state::AppState,
 };
 
@@ -65,6 +68,22 @@ pub(crate) struct ChatNeeds {
     pub(crate) add_special_tokens: bool,
     /// Whose remembered turns may be used.
     pub(crate) salt: Vec<u8>,
+    /// How thoughts are marked, and what the prompt's end is to say about thinking.
+    pub(crate) reasoning: Option<(Arc<ReasoningProfile>, Option<ReasoningMode>)>,
+}
+
+impl ChatNeeds {
+    /// What a generating request with these fields needs.
+    pub(crate) fn of(state: &AppState, fields: &GenerationFields) -> Self {
+        let bounds = &state.bounds().cache;
+        Self {
+            most_pinned: fields.cache(bounds).most_pinned(),
+            wants_snapshot: bounds.snapshots,
+            add_special_tokens: fields.add_special_tokens.unwrap_or(false),
+            salt: fields.salt().to_vec(),
+            reasoning: fields.wanted.reasoning.for_prompt(),
+        }
+    }
 }
 
 /// Renders a conversation, which came in the field `source`, and tokenises it.
@@ -87,6 +106,7 @@ pub(crate) async fn encode_chat(
             most_pinned: needs.most_pinned,
             wants_snapshot: needs.wants_snapshot,
             add_special_tokens: needs.add_special_tokens,
+            reasoning: needs.reasoning.as_ref().map(|(profile, mode)| (profile.as_ref(), *mode)),
         };
         chat_ids::encode(processor, chat, wishes)
     })
@@ -119,26 +139,6 @@ pub(crate) async fn encode_text(
     Ok(vec![start])
 }
 
-/// Token sequences of `bad_words`.
-///
-/// # Errors
-/// 400 if a word needs a token beyond the model's rows.
-pub(crate) async fn encode_bad_words(state: &AppState, words: &[String]) -> Result<Vec<Vec<u32>>, ApiError> {
-    let bytes = words.iter().map(String::len).sum();
-    let words = words.to_vec();
-    run(state, "bad_words", bytes, move |processor| processor.bad_word_sequences(&words)).await
-}
-
-/// The text of ids, control tokens included.
-///
-/// # Errors
-/// Only internal ones.
-pub(crate) async fn decode(state: &AppState, ids: Vec<u32>) -> Result<String, ApiError> {
-    let processor = Arc::clone(state.processor());
-    blocking::run(ids.len() > SHORT_TOKENS, move || processor.decode(&ids, false)).await
-}
-
-/// The text of each token, and the ids themselves.
 /// A text, or the ids that a client made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TextOrIds {
@@ -178,6 +178,26 @@ pub(crate) async fn encode_inputs(
     Ok(ids)
 }
 
+/// Token sequences of `bad_words`.
+///
+/// # Errors
+/// 400 if a word needs a token beyond the model's rows.
+pub(crate) async fn encode_bad_words(state: &AppState, words: &[String]) -> Result<Vec<Vec<u32>>, ApiError> {
+    let bytes = words.iter().map(String::len).sum();
+    let words = words.to_vec();
+    run(state, "bad_words", bytes, move |processor| processor.bad_word_sequences(&words)).await
+}
+
+/// The text of ids, control tokens included.
+///
+/// # Errors
+/// Only internal ones.
+pub(crate) async fn decode(state: &AppState, ids: Vec<u32>) -> Result<String, ApiError> {
+    let processor = Arc::clone(state.processor());
+    blocking::run(ids.len() > SHORT_TOKENS, move || processor.decode(&ids, false)).await
+}
+
+/// The text of each token, and the ids themselves.
 ///
 /// # Errors
 /// Only internal ones.

@@ -14,10 +14,11 @@ use crate::{
     choice::{self, ChoiceEvent, ChoiceEvents, ChoiceText, Finish, ReleasedToken, TokenTable},
     error::{ApiError, ErrorKind},
     fields::IgnoredFields,
-    generation::{GenerationFields, Plan, PromptSource, sampling, steering_plan},
+    generation::{GenerationFields, Plan, PromptSource, Thought, ThoughtParts, sampling, steering_plan},
     keys::TokenReservation,
     layers::RequestContext,
     logprobs::TokenStyle,
+    message::MessagePlan,
     openai::Usage,
     prompt,
     state::AppState,
@@ -31,6 +32,8 @@ pub(crate) struct Job {
     pub(crate) prompts: Vec<Vec<u32>>,
     pub(crate) choices: ChoiceEvents,
     pub(crate) counter: UsageCounter,
+    /// The thought in the choices' texts, if the model thinks.
+    thought: Option<Thought>,
 }
 
 /// The finished choices of a request.
@@ -68,6 +71,16 @@ impl OpenChoice {
 }
 
 impl Job {
+    /// What a request's lengths are checked against.
+    pub(crate) fn plan<'a>(
+        state: &'a AppState,
+        fields: &'a GenerationFields,
+        source: PromptSource,
+    ) -> Plan<'a> {
+        let default_max_tokens = source.default_max_tokens(state.config().default_max_tokens);
+        Plan { fields, bounds: state.bounds(), default_max_tokens, source }
+    }
+
     /// Queues `n` choices of each prompt. Choice `i` belongs to prompt `i / n`.
     ///
     /// # Errors
@@ -80,12 +93,7 @@ impl Job {
         source: PromptSource,
         mut prompts: Vec<PromptIds>,
     ) -> Result<Self, ApiError> {
-        let plan = Plan {
-            fields,
-            bounds: state.bounds(),
-            default_max_tokens: source.default_max_tokens(state.config().default_max_tokens),
-            source,
-        };
+        let plan = Self::plan(state, fields, source);
         let bad_words = prompt::encode_bad_words(state, &fields.bad_words).await?;
         let eos_token_ids = state.processor().eos_token_ids();
         let sampling = sampling(fields, state.config().generation, eos_token_ids, bad_words);
@@ -95,10 +103,13 @@ impl Job {
             requests.push(plan.request(context.request_id(), prompt, sampling.clone())?);
         }
         check_scores(fields, source, &requests)?;
-        let steering = steering_plan(state, fields).await?;
+        let thought = thought(state, fields, &prompts, &requests)?;
+        let thinking = thought.as_ref().and_then(|thought| thought.plan.clone());
+        let steering = steering_plan(state, fields, thinking).await?;
         for request in &mut requests {
             request.steering.clone_from(&steering);
         }
+        let reservation = reserve_tokens(state, context, &requests)?;
         let tokens: Arc<dyn TokenTable> = Arc::<locket_processor::Processor>::clone(state.processor());
         let mut choices = Vec::new();
         for (request, prompt) in requests.into_iter().zip(&mut prompts) {
@@ -109,9 +120,14 @@ impl Job {
             let sequences = state
                 .engine()
                 .submit(request)
-                .map_err(|error| ApiError::from_submit(&error, blamed_field(fields)))?;
+                .map_err(|error| ApiError::from_submit(&error, blamed_field(fields, source)))?;
             let texts = sequences.into_iter().map(|sequence| {
-                (sequence, ChoiceText::new(Arc::clone(&tokens), fields).recorded_by(recorder()))
+                (
+                    sequence,
+                    ChoiceText::new(Arc::clone(&tokens), fields)
+                        .recorded_by(recorder())
+                        .thinking(thought.as_ref().map(|thought| (thought, state.metrics()))),
+                )
             });
             choices.extend(texts);
         }
@@ -119,12 +135,18 @@ impl Job {
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
         let counter = UsageCounter::new(&lengths, fields.choices(), fields.cache(&state.bounds().cache))
             .settling(reservation);
-        Ok(Self { prompts, choices: choice::interleave(choices), counter })
+        Ok(Self { prompts, choices: choice::interleave(choices), counter, thought })
+    }
+
+    /// Tells a plan of messages how the choices' thoughts are marked.
+    pub(crate) fn plan_messages(&self, plan: &mut MessagePlan) {
+        if let Some(thought) = &self.thought {
+            plan.set_thoughts(Arc::clone(&thought.markers), thought.start);
+        }
     }
 
     /// Reads all choices to their end.
     ///
-        let reservation = reserve_tokens(state, context, &requests)?;
     /// # Errors
     /// The first choice that fails fails the request.
     pub(crate) async fn collect(mut self, state: &AppState) -> Result<Done, ApiError> {
@@ -146,36 +168,14 @@ impl Job {
                 ChoiceEvent::Failed(failure) => return Err(ApiError::from_failure(&failure)),
             }
         }
-        let finished = open.into_iter().map(OpenChoice::close);
-        let choices = finished.collect::<Option<Vec<_>>>().ok_or_else(|| {
-            ApiError::internal(&format!("{}: a choice without an end", state.bounds().primary_model()))
-        })?;
+        let choices =
+            open.into_iter().map(OpenChoice::close).collect::<Option<Vec<_>>>().ok_or_else(|| {
+                ApiError::internal(&format!("{}: a choice without an end", state.bounds().primary_model()))
+            })?;
         Ok(Done { prompts: self.prompts, choices, usage: self.counter.usage() })
     }
 }
 
-/// The field to name when the engine says that a request can never run.
-fn blamed_field(fields: &GenerationFields) -> &'static str {
-    if fields.choices() > 1 {
-        "n"
-    } else if fields.locket.cache.is_some() {
-        "locket.kv_cache"
-    } else {
-        "max_tokens"
-    }
-}
-
-/// How log-probability entries name tokens.
-pub(crate) fn token_style(fields: &GenerationFields) -> TokenStyle {
-    if fields.tokens_as_token_ids { TokenStyle::Id } else { TokenStyle::Text }
-}
-
-/// The ids of released tokens.
-pub(crate) fn token_ids(tokens: &[ReleasedToken]) -> Vec<u32> {
-    tokens.iter().map(|token| token.sampled.id).collect()
-}
-
-/// Names the fields that the server did not know.
 /// Most log-probabilities of prompts, alternatives included, that one answer may have, and one stream,
 /// whose chunks are made between those of others.
 const MAX_SCORES: u64 = 1 << 20;
@@ -203,6 +203,26 @@ fn check_scores(
     Err(ApiError::field(ErrorKind::InvalidValue, param, message))
 }
 
+/// The thought of a conversation's answers; prompts that are none have none.
+fn thought(
+    state: &AppState,
+    fields: &GenerationFields,
+    prompts: &[PromptIds],
+    requests: &[GenerationRequest],
+) -> Result<Option<Thought>, ApiError> {
+    let Some((prompt, request)) = prompts.first().zip(requests.first()) else { return Ok(None) };
+    let calls = fields.wanted.calls.as_ref();
+    let opener = state.tool_format().filter(|_| calls.is_some()).and_then(|format| format.markers().first());
+    let call_openers: Vec<String> = opener.into_iter().map(|opener| (*opener).to_owned()).collect();
+    let parts = ThoughtParts {
+        start: prompt.thought,
+        max_tokens: request.max_tokens,
+        is_constrained: calls.is_some() || fields.structured.constraint().is_some(),
+        call_openers: &call_openers,
+    };
+    fields.wanted.reasoning.thought(state.reasoning(), state.processor(), parts)
+}
+
 /// Takes prompts and longest answers from the budget of the request's key.
 pub(crate) fn reserve_tokens(
     state: &AppState,
@@ -220,6 +240,30 @@ pub(crate) fn reserve_tokens(
     })
 }
 
+/// The field to name when the engine says that a request can never run.
+fn blamed_field(fields: &GenerationFields, source: PromptSource) -> &'static str {
+    if fields.choices() > 1 {
+        "n"
+    } else if fields.locket.cache.is_some() {
+        "locket.kv_cache"
+    } else if source == PromptSource::Input {
+        "max_output_tokens"
+    } else {
+        "max_tokens"
+    }
+}
+
+/// How log-probability entries name tokens.
+pub(crate) fn token_style(fields: &GenerationFields) -> TokenStyle {
+    if fields.tokens_as_token_ids { TokenStyle::Id } else { TokenStyle::Text }
+}
+
+/// The ids of released tokens.
+pub(crate) fn token_ids(tokens: &[ReleasedToken]) -> Vec<u32> {
+    tokens.iter().map(|token| token.sampled.id).collect()
+}
+
+/// Names the fields that the server did not know.
 pub(crate) fn with_ignored_fields(mut response: Response, ignored: &IgnoredFields) -> Response {
     const IGNORED: HeaderName = HeaderName::from_static("x-ignored-fields");
     if let Some(value) = ignored.header().and_then(|names| HeaderValue::from_str(&names).ok()) {

@@ -17,13 +17,13 @@ use prometheus::Registry;
 
 use crate::{
     config::{ConfigError, ServerConfig, ToolCallFormat},
-    generation::{Bounds, CacheChoice, GrammarMemory},
-    limits::Permits,
+    generation::{Bounds, CacheChoice, GrammarMemory, Reasoning},
     keys::{ApiKeys, KeysError},
+    limits::Permits,
     metrics::HttpMetrics,
     openapi,
-    turns::TurnMemory,
     serve::{Tls, TlsError},
+    turns::TurnMemory,
 };
 
 /// Why the server cannot be set up.
@@ -35,14 +35,14 @@ pub enum SetupError {
     /// The metrics could not be registered.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// The file of remembered turns cannot be used.
-    #[error("turn file {}: {source}", path.display())]
     /// The API keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeysError),
     /// Certificate or key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The file of remembered turns cannot be used.
+    #[error("turn file {}: {source}", path.display())]
     Turns {
         /// The file.
         path: PathBuf,
@@ -65,10 +65,11 @@ struct Shared {
     registry: Registry,
     metrics: HttpMetrics,
     permits: Permits,
-    turns: Option<Arc<TurnMemory>>,
-    grammars: GrammarMemory,
     keys: ApiKeys,
     tls: Option<Tls>,
+    turns: Option<Arc<TurnMemory>>,
+    grammars: GrammarMemory,
+    reasoning: Reasoning,
     is_draining: AtomicBool,
     created: u64,
     /// `/openapi.json` without and with the need of a key, made when it is first asked for.
@@ -93,16 +94,17 @@ impl AppState {
             vocab_size: u32::try_from(processor.vocab_size()).unwrap_or(u32::MAX),
             max_model_len: config.max_model_len,
             max_n: config.max_n,
-            cache: config.cache.clone(),
             images: config.images.clone(),
+            cache: config.cache.clone(),
         };
         let metrics = HttpMetrics::register(&registry)?;
+        let keys = ApiKeys::open(&config.api_keys, config.api_key_file.as_deref())?;
+        let tls = config.tls.clone().map(Tls::load).transpose()?;
+        let reasoning = Reasoning::new(&config.reasoning, &processor)?;
         let permits = Permits::new(config.max_concurrent_requests);
         let turns = match (config.turn_memory_bytes, &config.turn_file) {
             (0, _) => None,
             (bytes, None) => Some(TurnMemory::new(bytes)),
-        let keys = ApiKeys::open(&config.api_keys, config.api_key_file.as_deref())?;
-        let tls = config.tls.clone().map(Tls::load).transpose()?;
             (bytes, Some(path)) => {
                 let opened = TurnMemory::open(bytes, path, &config.fingerprint);
                 Some(opened.map_err(|source| SetupError::Turns { path: path.clone(), source })?)
@@ -117,13 +119,14 @@ impl AppState {
                 registry,
                 metrics,
                 permits,
+                keys,
+                tls,
                 turns: turns.map(Arc::new),
                 grammars: GrammarMemory::new(),
+                reasoning,
                 is_draining: AtomicBool::new(false),
                 created: unix_seconds(),
                 documents: Default::default(),
-                keys,
-                tls,
             }),
         })
     }
@@ -156,11 +159,6 @@ impl AppState {
 
     pub(crate) fn permits(&self) -> &Permits {
         &self.shared.permits
-    }
-
-    /// Generated turns, if they are remembered.
-    pub(crate) fn turns(&self) -> Option<&Arc<TurnMemory>> {
-        self.shared.turns.as_ref()
     }
 
     /// How calls of tools are written; `None` if tools are turned off.
@@ -209,6 +207,16 @@ impl AppState {
                 Err(error) => tracing::error!(%error, "the certificate stays as it was"),
             }
         }
+    }
+
+    /// How the model thinks.
+    pub(crate) fn reasoning(&self) -> &Reasoning {
+        &self.shared.reasoning
+    }
+
+    /// Generated turns, if they are remembered.
+    pub(crate) fn turns(&self) -> Option<&Arc<TurnMemory>> {
+        self.shared.turns.as_ref()
     }
 
     /// Grammars compiled before.

@@ -2,7 +2,7 @@
 //!
 //! Dropping the response drops the choices, which ends their sequences within one engine step.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -17,8 +17,8 @@ use crate::{
     choice::{ChoiceEvent, ChoiceEvents, Delta, Finish},
     error::ApiError,
     generation::{CacheChoice, StreamOptions},
-    limits::Permit,
     keys::TokenReservation,
+    limits::Permit,
     metrics::HttpMetrics,
     openai::{LocketUsage, Usage},
 };
@@ -52,7 +52,7 @@ impl Frames {
         self.bytes.extend_from_slice(b"\n\n");
     }
 
-    fn take(&mut self) -> Bytes {
+    pub(crate) fn take(&mut self) -> Bytes {
         Bytes::from(std::mem::take(&mut self.bytes))
     }
 }
@@ -92,9 +92,6 @@ pub(crate) struct UsageCounter {
     /// The most of any choice.
     folded_tokens: u64,
     cache: CacheChoice,
-}
-
-impl UsageCounter {
     /// Of the key's budget; settled when the request ends, however it does.
     reservation: Option<TokenReservation>,
 }
@@ -106,6 +103,9 @@ impl Drop for UsageCounter {
             reservation.use_up(used);
         }
     }
+}
+
+impl UsageCounter {
     /// Nothing generated yet. `prompt_lengths` has one entry per prompt.
     pub(crate) fn new(prompt_lengths: &[usize], choices_per_prompt: u32, cache: CacheChoice) -> Self {
         let choices = prompt_lengths.len() * choices_per_prompt as usize;
@@ -116,19 +116,19 @@ impl Drop for UsageCounter {
             completion_tokens: vec![0; choices],
             folded_tokens: 0,
             cache,
+            reservation: None,
         }
     }
 
-            reservation: None,
-    /// Takes an event into account.
-    pub(crate) fn count(&mut self, index: u32, event: &ChoiceEvent) {
-        let (tokens, folded_tokens) = match event {
     /// Settles what the request holds of its key's budget when it ends.
     pub(crate) fn settling(mut self, reservation: Option<TokenReservation>) -> Self {
         self.reservation = reservation;
         self
     }
 
+    /// Takes an event into account.
+    pub(crate) fn count(&mut self, index: u32, event: &ChoiceEvent) {
+        let (tokens, folded_tokens) = match event {
             ChoiceEvent::Started { cached_tokens } => {
                 let prompt = (index / self.choices_per_prompt) as usize;
                 if let Some(cached) = self.cached_tokens.get_mut(prompt) {
@@ -275,10 +275,7 @@ pub(crate) fn usage_key(options: StreamOptions, usage: Option<Usage>) -> Option<
 mod tests {
     use std::{
         pin::Pin,
-        sync::{
-            Arc,
-            atomic::{AtomicBool, Ordering},
-        },
+        sync::atomic::{AtomicBool, Ordering},
     };
 
     use eventsource_stream::Eventsource as _;

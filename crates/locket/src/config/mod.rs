@@ -9,25 +9,26 @@ mod document;
 mod flags;
 mod layers;
 mod reader;
+mod reasoning;
 pub mod setting;
 pub mod table;
 pub mod value;
 
 use std::{path::PathBuf, time::Duration};
 
-use locket_model::{
 use locket_engine::Pooling;
+use locket_model::{
     kv_cache::{CacheMethod, SlotType},
     load::Backend,
 };
-
-pub use document::{reference_page, template_file};
 use locket_server::{
     ToolCallFormat,
-    config::{ConnectionLimits, TlsFiles},
+    config::{ConnectionLimits, ReasoningConfig, TlsFiles},
     keys::KeyDigest,
     media::{HostList, ImageSettings},
 };
+
+pub use document::{reference_page, template_file};
 pub use flags::SettingFlags;
 #[cfg(test)]
 pub use layers::FileSource;
@@ -81,6 +82,8 @@ pub struct Config {
     pub cache_dir: Option<PathBuf>,
     /// Limits of the HTTP interface.
     pub api: ApiSettings,
+    /// Thoughts in front of answers.
+    pub reasoning: ReasoningConfig,
     /// Limits of the engine.
     pub engine: EngineSettings,
     /// The key/value cache.
@@ -104,13 +107,25 @@ pub struct ApiSettings {
     pub max_n: u32,
     /// Allowed web origins.
     pub cors_origins: Vec<String>,
-    /// How the model writes calls of tools.
-    pub tool_calls: ToolCallFormat,
-}
     /// Which hidden states make an embedding.
     pub embedding_pooling: Pooling,
     /// Prompts are scored with the method `full`.
     pub scoring_full: bool,
+    /// How the model writes calls of tools.
+    pub tool_calls: ToolCallFormat,
+    /// Digests of the keys that callers may use.
+    pub api_keys: Vec<KeyDigest>,
+    /// File of further keys.
+    pub api_key_file: Option<PathBuf>,
+    /// `/metrics` asks for a key.
+    pub metrics_require_key: bool,
+    /// PEM files of certificate and key.
+    pub tls: Option<TlsFiles>,
+    /// What a connection may take.
+    pub connections: ConnectionLimits,
+    /// What images may be, and where they may come from.
+    pub images: ImageSettings,
+}
 
 /// Limits of the engine.
 #[derive(Debug, Clone)]
@@ -124,18 +139,6 @@ pub struct EngineSettings {
     /// Sequences that may run.
     pub max_running: usize,
     /// Longest wait.
-    /// Digests of the keys that callers may use.
-    pub api_keys: Vec<KeyDigest>,
-    /// File of further keys.
-    pub api_key_file: Option<PathBuf>,
-    /// `/metrics` asks for a key.
-    pub metrics_require_key: bool,
-    /// PEM files of certificate and key.
-    pub tls: Option<TlsFiles>,
-    /// What a connection may take.
-    pub connections: ConnectionLimits,
-    /// What images may be, and where they may come from.
-    pub images: ImageSettings,
     pub queue_timeout: Duration,
     /// Longest drain.
     pub drain_timeout: Duration,
@@ -227,32 +230,13 @@ impl Config {
                 default_max_tokens: read.integer("default-max-tokens") as u32,
                 max_n: read.integer("max-n") as u32,
                 cors_origins: read.texts("cors-origins"),
-                // The table admits only names that are known.
-                tool_calls: ToolCallFormat::from_name(&read.text("tool-call-format")).unwrap_or_default(),
-            },
                 embedding_pooling: match read.text("embedding-pooling").as_str() {
                     "mean" => Pooling::Mean,
                     _ => Pooling::Last,
                 },
                 scoring_full: read.text("scoring-cache") == "full",
-            engine: EngineSettings {
-                max_batch_rows: read.integer("max-batch-rows") as usize,
-                prefill_chunk: read.integer("prefill-chunk") as usize,
-                max_waiting: read.integer("max-waiting") as usize,
-                max_running: read.integer("max-running") as usize,
-                queue_timeout: Duration::from_secs_f64(read.number("queue-timeout-s")),
-                drain_timeout: Duration::from_secs_f64(read.number("drain-timeout-s")),
-                target_step: Duration::from_secs_f64(read.number("target-step-ms") / 1e3),
-            },
-            cache: CacheOptions {
-                method: read.text("cache.method").parse().ok(),
-                methods: read.texts_if_set("cache.methods").map(|names| {
-                    // The table admits only names that are known.
-                    names.iter().filter_map(|name| name.parse().ok()).collect()
-                }),
-                slots: read.integer_if_set("cache.slots").map(|slots| slots as u32),
-                ring: read.integer_if_set("cache.ring").map(|ring| ring as u32),
-                sinks: read.integer_if_set("cache.sinks").map(|sinks| sinks as u32),
+                // The table admits only names that are known.
+                tool_calls: ToolCallFormat::from_name(&read.text("tool-call-format")).unwrap_or_default(),
                 api_keys: read.secrets("api-key"),
                 api_key_file: read.text_if_set("api-key-file").map(PathBuf::from),
                 metrics_require_key: read.switch("metrics-require-key"),
@@ -271,6 +255,26 @@ impl Config {
                     url_hosts: HostList::new(&read.texts("image-url-hosts")).unwrap_or_default(),
                     url_timeout: Duration::from_secs_f64(read.number("image-url-timeout-s")),
                 },
+            },
+            reasoning: reasoning::read(&read),
+            engine: EngineSettings {
+                max_batch_rows: read.integer("max-batch-rows") as usize,
+                prefill_chunk: read.integer("prefill-chunk") as usize,
+                max_waiting: read.integer("max-waiting") as usize,
+                max_running: read.integer("max-running") as usize,
+                queue_timeout: Duration::from_secs_f64(read.number("queue-timeout-s")),
+                drain_timeout: Duration::from_secs_f64(read.number("drain-timeout-s")),
+                target_step: Duration::from_secs_f64(read.number("target-step-ms") / 1e3),
+            },
+            cache: CacheOptions {
+                method: read.text("cache.method").parse().ok(),
+                methods: read.texts_if_set("cache.methods").map(|names| {
+                    // The table admits only names that are known.
+                    names.iter().filter_map(|name| name.parse().ok()).collect()
+                }),
+                slots: read.integer_if_set("cache.slots").map(|slots| slots as u32),
+                ring: read.integer_if_set("cache.ring").map(|ring| ring as u32),
+                sinks: read.integer_if_set("cache.sinks").map(|sinks| sinks as u32),
                 recent_permille: read.number_if_set("cache.recent").map(permille),
                 recall_permille: read.number_if_set("cache.recall").map(permille),
                 layer_budgets: read.switch("cache.layer-budgets"),
@@ -309,6 +313,13 @@ impl Config {
     }
 }
 
+/// Certificate and key; one alone is reported among the contradictions.
+fn tls_files(read: &Reader<'_>) -> Option<TlsFiles> {
+    let file = |key| read.text_if_set(key).map(PathBuf::from);
+    let (certificate, key) = file("tls-cert").zip(file("tls-key"))?;
+    Some(TlsFiles { certificate, key })
+}
+
 /// The number type of a word that the table admits.
 fn slot_type(word: &str) -> SlotType {
     SlotType::ALL.into_iter().find(|slot_type| slot_type.name() == word).unwrap_or_default()
@@ -329,13 +340,6 @@ fn backend(word: &str) -> Backend {
 
 #[cfg(feature = "cuda")]
 fn device_backend(word: &str) -> Option<Backend> {
-/// Certificate and key; one alone is reported among the contradictions.
-fn tls_files(read: &Reader<'_>) -> Option<TlsFiles> {
-    let file = |key| read.text_if_set(key).map(PathBuf::from);
-    let (certificate, key) = file("tls-cert").zip(file("tls-key"))?;
-    Some(TlsFiles { certificate, key })
-}
-
     (word == "cuda").then_some(Backend::Cuda)
 }
 

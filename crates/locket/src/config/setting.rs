@@ -25,6 +25,8 @@ pub enum Group {
     Basics,
     /// Limits of the HTTP interface.
     Api,
+    /// What a model thinks before it answers.
+    Reasoning,
     /// Limits of the engine.
     Engine,
     /// The key/value cache.
@@ -41,6 +43,7 @@ impl Group {
         match self {
             Self::Basics => "What is served, where, and with how much memory",
             Self::Api => "The HTTP interface",
+            Self::Reasoning => "Reasoning: what is thought before an answer",
             Self::Engine => "The engine's steps, queues and limits",
             Self::Cache => "The key/value cache: what a sequence remembers",
             Self::Snapshots => "Snapshots: prompts go on where an earlier one with the same start was",
@@ -92,11 +95,11 @@ pub enum Kind {
         /// What each names.
         what: &'static str,
     },
+    /// API keys, which are never shown; comma-separated outside the file.
+    SecretList,
     /// Whole numbers; comma-separated outside the file.
     IntegerList {
         /// Smallest.
-    /// API keys, which are never shown; comma-separated outside the file.
-    SecretList,
         min: u64,
         /// Largest.
         max: u64,
@@ -163,10 +166,10 @@ impl Kind {
             Self::ChoiceList(words) => format!("list of {}", words.join(", ")),
             Self::Text { what } => what.into(),
             Self::TextList { what } => format!("list of {what}"),
+            Self::SecretList => "list of keys".into(),
             Self::IntegerList { min, max, unit } => {
                 format!("list of {min} to {max} {unit}").trim_end().into()
             }
-            Self::SecretList => "list of keys".into(),
         }
     }
 

@@ -271,6 +271,69 @@ pub static SETTINGS: &[Setting] = &[
          none refuses tools. A template without tools gets them as text of the system message.",
     ),
     setting(
+        "reasoning.open",
+        Group::Reasoning,
+        Kind::Text { what: "marker" },
+        Preset::Derived(
+            "what the chat template shows (<think>, ◁think▷, [THINK]); none: the model has no thoughts",
+        ),
+        "Text in front of a thought: a tag, or the first control token of models trained with randomised traces.",
+    ),
+    setting(
+        "reasoning.close",
+        Group::Reasoning,
+        Kind::Text { what: "marker" },
+        Preset::Derived("the counterpart of reasoning.open, else reasoning.answer-open"),
+        "Text behind a thought. It ends the thought wherever it stands, in one token or in several.",
+    ),
+    setting(
+        "reasoning.answer-open",
+        Group::Reasoning,
+        Kind::Text { what: "marker" },
+        Preset::Derived("none"),
+        "Text in front of an answer without a thought, for models that mark it; fast mode then puts it at the end of \
+         the prompt instead of a closed thought.",
+    ),
+    setting(
+        "reasoning.open-in-prompt",
+        Group::Reasoning,
+        Kind::Choice(&["auto", "yes", "no"]),
+        Preset::Value("auto"),
+        "Whether the prompt ends inside a thought. auto looks whether it ends in the marker; yes is for models that \
+         always begin with a thought and never open it.",
+    ),
+    setting(
+        "reasoning.budget-message",
+        Group::Reasoning,
+        Kind::Text { what: "text, or none" },
+        Preset::Derived("I have thought long enough and answer now, on a line of its own"),
+        "What the model is made to say where the budget is used up, in front of the closing marker; a sentence that \
+         leads to the answer keeps it better. none says nothing.",
+    ),
+    setting(
+        "reasoning.mode",
+        Group::Reasoning,
+        Kind::Choice(&["template", "fast", "slow", "auto"]),
+        Preset::Value("template"),
+        "Where a request does not say whether to think: fast does not, slow does, auto lets the model choose, template \
+         leaves the prompt as the chat template makes it.",
+    ),
+    setting(
+        "reasoning.budget",
+        Group::Reasoning,
+        Kind::Integer { min: 0, max: 1 << 24, unit: "tokens" },
+        Preset::Value("4096"),
+        "Most tokens of a thought where a request names neither budget nor effort; shorter where the answer is, so \
+         that the thought leaves room for it.",
+    ),
+    setting(
+        "reasoning.field",
+        Group::Reasoning,
+        Kind::Choice(&["both", "reasoning", "reasoning_content"]),
+        Preset::Value("both"),
+        "Names under which chat messages and deltas have the thoughts; clients know one or the other.",
+    ),
+    setting(
         "max-batch-rows",
         Group::Engine,
         Kind::Integer { min: 32, max: 65_536, unit: "rows" },

@@ -24,8 +24,13 @@ fn chat(messages: &[(&str, &str)]) -> ChatPrompt {
     ChatPrompt { messages: messages.collect(), add_generation_prompt: true, ..ChatPrompt::default() }
 }
 
-const ALL: ChatWishes<'static> =
-    ChatWishes { turns: None, most_pinned: 1000, wants_snapshot: true, add_special_tokens: false };
+const ALL: ChatWishes<'static> = ChatWishes {
+    turns: None,
+    most_pinned: 1000,
+    wants_snapshot: true,
+    add_special_tokens: false,
+    reasoning: None,
+};
 
 /// A text in tokens as no tokenizer would cut it: each character by itself.
 fn shredded(text: &str) -> Vec<u32> {

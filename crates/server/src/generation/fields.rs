@@ -89,14 +89,14 @@ pub(crate) struct GenerationFields {
     pub(crate) shown_token_ids: Vec<u32>,
     /// Alternatives per token; set by the route, whose fields for it differ.
     pub(crate) logprobs: Option<u32>,
-}
-
-/// `stream_options`.
     pub(crate) prompt_logprobs: Option<u32>,
     /// Answers begin with the prompt; set by the route of completions.
     pub(crate) echo: bool,
     /// The prompt is to be embedded; set by the route of embeddings.
     pub(crate) pooling: Option<Pooling>,
+}
+
+/// `stream_options`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct StreamOptions {
     /// A last chunk with the usage.
@@ -143,10 +143,10 @@ impl GenerationFields {
                 field.filled_array(usize::MAX)?;
                 self.allowed_token_ids = Some(field.token_ids(vocab_size as usize, vocab_size)?);
             }
+            "prompt_logprobs" => self.prompt_logprobs = Some(field.count(0, 20)?),
             "return_token_ids" => self.return_token_ids = field.boolean()?,
             "return_tokens_as_token_ids" => self.tokens_as_token_ids = field.boolean()?,
             "add_special_tokens" => self.add_special_tokens = Some(field.boolean()?),
-            "prompt_logprobs" => self.prompt_logprobs = Some(field.count(0, 20)?),
             "truncate_prompt_tokens" => self.truncate_prompt_tokens = Some(read_truncation(field, bounds)?),
             "priority" => {
                 self.priority = field.integer(i64::from(i32::MIN), i64::from(i32::MAX))? as i32;
@@ -178,13 +178,13 @@ impl GenerationFields {
             return Err(ApiError::field(ErrorKind::InvalidValue, "stream_options", message));
         }
         self.structured.check_together()?;
-        if self.best_of.is_some_and(|best_of| best_of != self.choices()) {
-            let message = "`best_of` must equal `n`: no other choices are generated.";
-            return Err(ApiError::field(best_of_kind, "best_of", message));
         if self.prompt_logprobs.is_some() && self.stream {
             let message = "`prompt_logprobs` is not possible with `stream: true`.";
             return Err(ApiError::field(ErrorKind::InvalidValue, "prompt_logprobs", message));
         }
+        if self.best_of.is_some_and(|best_of| best_of != self.choices()) {
+            let message = "`best_of` must equal `n`: no other choices are generated.";
+            return Err(ApiError::field(best_of_kind, "best_of", message));
         }
         if let Some((outer, inner)) = self.cache_salt.as_ref().zip(self.locket.cache_salt.as_ref())
             && outer != inner

@@ -3,12 +3,14 @@
 mod cache;
 mod fields;
 mod plan;
+mod reasoning;
 mod steering;
 mod structured;
 
 pub(crate) use cache::{CacheChoice, LocketFields};
 pub(crate) use fields::{Bounds, GenerationFields, StreamOptions, is_request_id};
 pub(crate) use plan::{Plan, PromptSource, sampling};
+pub(crate) use reasoning::{EFFORTS, Reasoning, ReasoningChoice, ReasoningFields, Thought, ThoughtParts};
 pub(crate) use steering::{CallsInText, GrammarMemory, Wanted, WantedCalls, plan as steering_plan};
 pub(crate) use structured::{Structured, read_named_schema};
 

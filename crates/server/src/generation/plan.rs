@@ -104,6 +104,7 @@ impl Plan<'_> {
             return self.check_min_tokens(max_tokens);
         }
         let request = match asked {
+            Some(0) => format!("the prompt has {prompt_tokens} tokens"),
             Some(asked) => {
                 format!("{prompt_tokens} tokens of prompt and {asked} of answer are {total}")
             }

@@ -18,7 +18,7 @@ use locket_processor::{
 use serde_json::Value;
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{GenerationFields, structured::Structured};
+use super::{GenerationFields, ReasoningChoice, structured::Structured};
 use crate::{
     error::{ApiError, ErrorKind},
     state::AppState,
@@ -27,8 +27,8 @@ use crate::{
 /// What a route wants beside the fields for [`Structured`] answers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wanted {
-    /// What comes before the answer.
-    pub(crate) thinking: Option<Arc<dyn PreludePlan>>,
+    /// Whether to think first, and how long.
+    pub(crate) reasoning: ReasoningChoice,
     /// Calls of tools.
     pub(crate) calls: Option<WantedCalls>,
 }
@@ -178,16 +178,17 @@ fn refused(kind: ErrorKind, param: &str, error: &GrammarError) -> ApiError {
     ApiError::field(kind, path, message)
 }
 
-/// The plan of a request; `None` if its answers are free.
+/// The plan of a request whose answers come after `thinking`; `None` if all of it is free.
 ///
 /// # Errors
 /// 422 for a schema or grammar that does not compile; 503 if too many are being compiled.
 pub(crate) async fn plan(
     state: &AppState,
     fields: &GenerationFields,
+    thinking: Option<Arc<dyn PreludePlan>>,
 ) -> Result<Option<SharedPlan>, ApiError> {
     let answer = answer(state, fields.structured.constraint(), fields.wanted.calls.as_ref()).await?;
-    let spec = SteeringSpec { thinking: fields.wanted.thinking.clone(), answer };
+    let spec = SteeringSpec { thinking, answer };
     Ok(spec.plan(state.processor()))
 }
 

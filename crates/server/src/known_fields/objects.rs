@@ -171,6 +171,15 @@ pub(super) const STREAM_OPTIONS: Schema = Schema::Object(&[
     optional("include_obfuscation", Schema::Boolean, "No effect: no padding is sent."),
 ]);
 
+/// `thinking`
+pub(super) const THINKING: Schema = Schema::Named(
+    "Thinking",
+    &Schema::Object(&[
+        required("type", Schema::OneOf(&["enabled", "disabled", "auto"]), ""),
+        optional("budget_tokens", integer(0, u32::MAX as i64), "most thought tokens"),
+    ]),
+);
+
 /// `response_format`
 pub(super) const RESPONSE_FORMAT: Schema = Schema::AnyOf(&[
     Schema::Named("PlainFormat", &Schema::Object(PLAIN_FORMAT)),

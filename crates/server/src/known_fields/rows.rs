@@ -7,14 +7,16 @@ use super::{
     Row, accepted, honoured, limited,
     objects::{
         ALLOWED_TOKENS, CHOICE, EXPRESSION, INPUTS, JSON_SCHEMA, KEPT_TOKENS, LOCKET, MESSAGES, PROMPTS,
-        RESPONSE_FORMAT, SALT, STOP, STREAM_OPTIONS, STRUCTURED_OUTPUTS, TEMPLATE_VARIABLES,
+        RESPONSE_FORMAT, SALT, STOP, STREAM_OPTIONS, STRUCTURED_OUTPUTS, TEMPLATE_VARIABLES, THINKING,
         TOOL_CHOICE, TOOLS,
     },
     refused,
 };
-use crate::schema::{COUNT, Keys, Limit, Schema, TOKEN, integer};
+use crate::{
+    generation::EFFORTS,
+    schema::{COUNT, Keys, Limit, Schema, TOKEN, integer},
+};
 
-const LATER: &str = "it is not built yet";
 const OPERATOR: &str = "the operator has not enabled it";
 
 /// Fields that only chat has.
@@ -34,10 +36,10 @@ pub(super) const CHAT: &[Row] = &[
         "`none`, `auto`, `required`, a function, or `allowed_tools`; all but `none` need `tools`",
     ),
     honoured("parallel_tool_calls", Schema::Boolean, "true unless given; false: at most one call"),
-    accepted(
+    honoured(
         "reasoning_effort",
-        Schema::OneOf(&["none", "minimal", "low", "medium", "high", "xhigh", "max"]),
-        "one of the seven levels",
+        Schema::OneOf(EFFORTS),
+        "[reasoning](#reasoning): one of the seven levels; without effect where the model has no thoughts",
     ),
     honoured(
         "metadata",
@@ -76,8 +78,16 @@ pub(super) const CHAT: &[Row] = &[
         Schema::Boolean,
         "answers begin with the text of the last message, if it is the assistant's: with `continue_final_message`",
     ),
-    refused("thinking", LATER),
-    refused("thinking_token_budget", LATER),
+    honoured(
+        "thinking",
+        THINKING,
+        "[reasoning](#reasoning): `type` is `enabled`, `disabled` or `auto`, with `budget_tokens`",
+    ),
+    honoured(
+        "thinking_token_budget",
+        integer(0, u32::MAX as i64),
+        "[reasoning](#reasoning): most thought tokens; 0 does not think",
+    ),
 ];
 
 /// Fields that only completions has.

@@ -55,6 +55,7 @@ fn one_choice(
     let logprobs = fields
         .logprobs
         .map(|_| logprobs::chat(&message.content_tokens, state.processor().as_ref(), token_style(fields)));
+    let (reasoning, reasoning_content) = state.config().reasoning.field.values(message.reasoning);
     let calls = message.tool_calls.into_iter().map(|call| ChatToolCall {
         index: None,
         id: Some(call.id),
@@ -67,8 +68,8 @@ fn one_choice(
             role: "assistant",
             content: chat.echoed.iter().cloned().chain(message.content).reduce(|echoed, own| echoed + &own),
             refusal: None,
-            reasoning: message.reasoning.clone(),
-            reasoning_content: message.reasoning,
+            reasoning,
+            reasoning_content,
             tool_calls: calls.collect(),
         },
         logprobs,

@@ -8,6 +8,7 @@ use locket_processor::Processor;
 use super::ChatRequest;
 use crate::{
     choice::{Delta, Finish},
+    config::ReasoningField,
     limits::Permit,
     logprobs,
     message::{MessageDelta, MessagePart, MessageReader},
@@ -27,7 +28,14 @@ pub(super) fn respond(
     let prompt_ids = chat.generation.return_token_ids.then(|| job.prompts.first().cloned()).flatten();
     let options = chat.generation.stream_options();
     let readers = (0..chat.generation.choices()).map(|_| chat.message_plan.reader()).collect();
-    let chunks = ChatChunks { chat, stamp, processor: Arc::clone(state.processor()), prompt_ids, readers };
+    let chunks = ChatChunks {
+        chat,
+        stamp,
+        processor: Arc::clone(state.processor()),
+        prompt_ids,
+        readers,
+        reasoning_field: state.config().reasoning.field,
+    };
     stream::respond(StreamParts {
         choices: job.choices,
         chunks,
@@ -47,6 +55,7 @@ struct ChatChunks {
     prompt_ids: Option<Vec<u32>>,
     /// By choice.
     readers: Vec<MessageReader>,
+    reasoning_field: ReasoningField,
 }
 
 impl ChatChunks {
@@ -87,7 +96,7 @@ impl ChatChunks {
             .map(|_| logprobs::chat(&part.tokens, self.processor.as_ref(), token_style(fields)));
         let choice = ChatChunkChoice {
             token_ids: fields.return_token_ids.then(|| token_ids(&part.tokens)),
-            delta: delta_of(part.delta),
+            delta: delta_of(part.delta, self.reasoning_field),
             logprobs,
             ..empty_choice(index)
         };
@@ -113,12 +122,13 @@ fn empty_choice(index: u32) -> ChatChunkChoice {
 }
 
 /// The delta as it is sent.
-fn delta_of(delta: MessageDelta) -> ChatDelta {
+fn delta_of(delta: MessageDelta, reasoning_field: ReasoningField) -> ChatDelta {
     let call = |call| ChatDelta { tool_calls: vec![call], ..ChatDelta::default() };
     match delta {
         MessageDelta::Content(text) => ChatDelta { content: Some(text), ..ChatDelta::default() },
         MessageDelta::Reasoning(text) => {
-            ChatDelta { reasoning: Some(text.clone()), reasoning_content: Some(text), ..ChatDelta::default() }
+            let (reasoning, reasoning_content) = reasoning_field.values(Some(text));
+            ChatDelta { reasoning, reasoning_content, ..ChatDelta::default() }
         }
         MessageDelta::ToolCall { index, id, name } => call(ChatToolCall {
             index: Some(index),

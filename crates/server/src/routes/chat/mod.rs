@@ -6,6 +6,7 @@ mod images;
 mod messages;
 mod request;
 mod tools;
+
 use std::sync::Arc;
 
 use axum::{
@@ -14,20 +15,24 @@ use axum::{
     response::Response,
 };
 use locket_processor::ChatPrompt;
+use serde_json::Value;
 
+pub(crate) use images::ImageParts;
 pub(crate) use messages::read_messages;
 use request::ChatRequest;
-pub(crate) use request::TemplateFields;
+
+pub(crate) use request::{TemplateFields, read_metadata, read_service_tier};
 pub(crate) use tools::{ToolFields, ToolStyle, read_rendered_tools};
 
 use crate::{
+    blocking,
     error::ApiError,
     fields::{Field, IgnoredFields},
     generation::PromptSource,
+    keys,
     known_fields::Route,
     layers::RequestContext,
     limits::{self, Admitted},
-    keys,
     openai::{Stamp, new_id},
     prompt::{self, ChatNeeds},
     run::{self, Job},
@@ -45,7 +50,12 @@ pub(crate) async fn create(
     let mut chat = ChatRequest::read(&Field::root(&body), state.bounds(), &mut ignored)?;
     // A stream may last long: it keeps neither the body nor the messages.
     drop(body);
+    let key = context.key().map(Arc::as_ref);
+    chat.used_tier = keys::apply_tier(chat.service_tier, key, &mut chat.generation.priority);
+    let reasoning = state.reasoning();
+    chat.generation.wanted.reasoning = reasoning.decide(&chat.reasoning, &mut chat.template.kwargs)?;
     let messages = std::mem::take(&mut chat.messages);
+    chat.echoed = messages.last().filter(|_| chat.echo).and_then(begun_answer);
     let prompt = ChatPrompt {
         messages,
         tools: chat.tools.rendered(),
@@ -54,24 +64,16 @@ pub(crate) async fn create(
     };
     let tools = std::mem::take(&mut chat.tools);
     tools.apply(&state, &mut chat.generation, &mut chat.message_plan).await?;
-    let cache = chat.generation.cache(&state.bounds().cache);
-    let key = context.key().map(Arc::as_ref);
-    chat.echoed = messages.last().filter(|_| chat.echo).and_then(begun_answer);
-    chat.used_tier = keys::apply_tier(chat.service_tier, key, &mut chat.generation.priority);
-    let needs = ChatNeeds {
-        most_pinned: cache.most_pinned(),
-        wants_snapshot: state.bounds().cache.snapshots,
-        add_special_tokens: chat.generation.add_special_tokens.unwrap_or(false),
-        salt: chat.generation.salt().to_vec(),
-    };
+    let needs = ChatNeeds::of(&state, &chat.generation);
     let prompt = prompt::encode_chat(&state, PromptSource::Messages, prompt, needs).await?;
     let stamp = Stamp {
         id: new_id("chatcmpl"),
         created: unix_seconds(),
         model: chat.generation.model.clone().unwrap_or_else(|| state.bounds().primary_model()),
-        system_fingerprint: state.fingerprint(cache),
+        system_fingerprint: state.fingerprint(chat.generation.cache(&state.bounds().cache)),
     };
     let job = Job::submit(&state, &context, &chat.generation, PromptSource::Messages, vec![prompt]).await?;
+    job.plan_messages(&mut chat.message_plan);
     let response = if chat.generation.stream {
         chunks::respond(&state, chat, stamp, job, permit)
     } else {

@@ -7,7 +7,7 @@ use super::{ToolFields, ToolStyle, read_messages};
 use crate::{
     error::{ApiError, ErrorKind},
     fields::{Field, IgnoredFields},
-    generation::{Bounds, GenerationFields},
+    generation::{Bounds, GenerationFields, ReasoningFields},
     known_fields::Route,
     message::MessagePlan,
 };
@@ -18,15 +18,16 @@ pub(crate) struct ChatRequest {
     /// Messages as the template sees them.
     pub(crate) messages: Vec<Value>,
     pub(crate) template: TemplateFields,
+    pub(crate) reasoning: ReasoningFields,
     pub(crate) tools: ToolFields,
     pub(crate) generation: GenerationFields,
     /// How the answer is read.
     pub(crate) message_plan: MessagePlan,
-    /// Returned as it came.
     /// Answers that go on where the last message ends begin with it.
     pub(crate) echo: bool,
     /// What they begin with; set when the messages are known.
     pub(crate) echoed: Option<String>,
+    /// Returned as it came.
     pub(crate) metadata: Option<Value>,
     /// The tier that the request names.
     pub(crate) service_tier: Option<&'static str>,
@@ -39,7 +40,7 @@ pub(crate) struct ChatRequest {
 pub(crate) struct TemplateFields {
     add_generation_prompt: Option<bool>,
     continue_final_message: bool,
-    kwargs: Map<String, Value>,
+    pub(crate) kwargs: Map<String, Value>,
     documents: Option<Vec<Value>>,
 }
 
@@ -125,15 +126,16 @@ impl ChatRequest {
             if !Route::Chat.is_to_be_read(name, &field, ignored)?
                 || request.generation.read(name, &field, bounds, ignored)?
                 || request.template.read(name, &field)?
+                || request.reasoning.read(name, &field, ignored)?
                 || request.tools.read(name, &field, ignored)?
             {
                 return Ok(());
             }
             match name {
                 "messages" => request.messages = read_messages(&field, bounds, ignored)?,
+                "echo" => request.echo = field.boolean()?,
                 "metadata" => request.metadata = Some(read_metadata(&field)?),
                 "service_tier" => request.service_tier = Some(read_service_tier(&field)?),
-                "echo" => request.echo = field.boolean()?,
                 _ => own.read(name, &field)?,
             }
             Ok(())
@@ -143,6 +145,7 @@ impl ChatRequest {
         }
         request.generation.check_together(ErrorKind::UnsupportedParameter)?;
         request.template.check_together()?;
+        request.reasoning.check_together()?;
         request.tools.check_together()?;
         own.apply(&mut request.generation)?;
         Ok(request)
@@ -185,15 +188,15 @@ impl OwnFields {
         generation.max_tokens = self.max_completion_tokens.or(generation.max_tokens);
         Ok(())
     }
+}
+
 /// One of the API's tiers.
 pub(crate) fn read_service_tier(field: &Field<'_, '_>) -> Result<&'static str, ApiError> {
     field.one_of(&["auto", "default", "flex", "scale", "priority", "fast"])
 }
 
-}
-
 /// Up to 16 pairs of short strings.
-fn read_metadata(field: &Field<'_, '_>) -> Result<Value, ApiError> {
+pub(crate) fn read_metadata(field: &Field<'_, '_>) -> Result<Value, ApiError> {
     const MAX_PAIRS: usize = 16;
     const MAX_KEY: usize = 64;
     const MAX_VALUE: usize = 512;
@@ -218,7 +221,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::generation::test_bounds;
+    use crate::{generation::test_bounds, schema::agreement::assert_agreement};
 
     fn read(extra: Value) -> Result<(ChatRequest, Option<String>), ApiError> {
         let mut body = json!({"messages": [{"role": "user", "content": "Hi"}]});
@@ -288,7 +291,8 @@ mod tests {
             (json!({"continue_final_message": true}), InvalidValue, "continue_final_message"),
             (json!({"documents": ["a"]}), InvalidType, "documents[0]"),
             (json!({"best_of": 2}), UnsupportedParameter, "best_of"),
-            (json!({"thinking": {}}), UnsupportedParameter, "thinking"),
+            (json!({"thinking": {}}), MissingRequiredParameter, "thinking.type"),
+            (json!({"thinking_token_budget": -1}), IntegerBelowMinValue, "thinking_token_budget"),
             (
                 json!({"response_format": {"type": "json_schema"}}),
                 MissingRequiredParameter,
@@ -299,6 +303,16 @@ mod tests {
             let error = read(extra.clone()).expect_err("must fail");
             assert_eq!((error.kind, error.param.as_deref()), (kind, Some(param)), "{extra}");
         }
+    }
+
+    /// `locket` has rules between its keys; names and ids of tools refer to each other.
+    #[test]
+    fn schema_and_parser_agree() {
+        let base = json!({"messages": [{"role": "user", "content": "Hi"}]});
+        let looser = ["locket", "messages", "tools", "tool_choice"];
+        assert_agreement(Route::Chat, &base, &looser, |body| {
+            ChatRequest::read(&Field::root(body), &test_bounds(), &mut IgnoredFields::default()).map(drop)
+        });
     }
 
     /// Every field that the table gives to the parsers is read by one: a value of the wrong type
