@@ -279,11 +279,11 @@ fn call_text(format: ToolFormat, name: &str, arguments: &Map<String, Value>, sty
             .collect(),
     };
     match format {
-        ToolFormat::Hermes if style % 2 == 0 => {
+        ToolFormat::Hermes if style.is_multiple_of(2) => {
             format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {json}}}\n</tool_call>")
         }
         ToolFormat::Hermes => format!("<tool_call>{{\"arguments\":{json},\"name\":\"{name}\"}}</tool_call>"),
-        ToolFormat::LlamaJson if style % 2 == 0 => {
+        ToolFormat::LlamaJson if style.is_multiple_of(2) => {
             format!("{{\"name\": \"{name}\", \"parameters\": {json}}}")
         }
         ToolFormat::LlamaJson => format!("<|python_tag|>{{\"name\":\"{name}\",\"arguments\":{json}}}"),

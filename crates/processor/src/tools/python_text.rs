@@ -233,7 +233,7 @@ impl PythonArguments {
             State::Value => end.push_str("null"),
             State::Colon => end.push_str(": null"),
             State::Word { text, is_key: false } => {
-                end.push_str(&json_of(text).unwrap_or_else(|| "null".into()))
+                end.push_str(&json_of(text).unwrap_or_else(|| "null".into()));
             }
             State::Word { text, is_key: true } => {
                 push_text(&mut end, text);

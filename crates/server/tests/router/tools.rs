@@ -63,7 +63,8 @@ async fn streamed_calls_have_the_fragments_of_the_contract() {
     let more = json!({"tool_choice": named("weather"), "stream": true, "n": 2});
     let chunks = ask(&server, more).await.chunks();
     for index in 0..2 {
-        let own = chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|choice| choice["index"] == index);
+        let mut own =
+            chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|choice| choice["index"] == index);
         let deltas: Vec<&Value> = own.clone().map(|choice| &choice["delta"]).collect();
         assert_eq!(*deltas[0], json!({"role": "assistant", "content": ""}));
         let first = &deltas[1]["tool_calls"][0];
@@ -79,7 +80,7 @@ async fn streamed_calls_have_the_fragments_of_the_contract() {
         }
         assert!(pieces.len() > 3, "as they come");
         assert_eq!(serde_json::from_str::<Value>(&joined).expect("JSON"), json!({"unit": "°C"}));
-        assert_eq!(own.last().expect("a finish")["finish_reason"], "tool_calls");
+        assert_eq!(own.next_back().expect("a finish")["finish_reason"], "tool_calls");
     }
 }
 
