@@ -76,18 +76,6 @@ impl<O: Ops> Llama<O> {
         }
         Ok(step)
     }
-
-    /// Makes `rows` the sample rows of the latest step and hands it out with what the head needs.
-    fn reselect(&mut self, rows: &[u32]) -> Result<(&mut O, &O::Step, &LlamaWeights<O::Weight>), Error> {
-        let Some((step, num_rows)) = &mut self.latest else {
-            return Err(Error::InvalidBatch("rows of a step that was not run".into()));
-        };
-        if rows.iter().any(|row| row >= num_rows) || !rows.is_sorted_by(|a, b| a < b) {
-            return Err(Error::InvalidBatch(format!("rows must ascend below {num_rows}")));
-        }
-        self.ops.select_rows(step, rows)?;
-        Ok((&mut self.ops, step, &self.weights))
-    }
 }
 
 impl<W> LlamaWeights<W> {
@@ -124,6 +112,22 @@ pub fn decode_layer<O: Ops>(
     ops.linear(step, &layer.down, Reg::Act, Reg::X)
 }
 
+/// Makes `rows` the sample rows of the latest step, and hands it out.
+fn reselect<'s, O: Ops>(
+    ops: &mut O,
+    latest: &'s mut Option<(O::Step, u32)>,
+    rows: &[u32],
+) -> Result<&'s O::Step, Error> {
+    let Some((step, num_rows)) = latest else {
+        return Err(Error::InvalidBatch("rows of a step that was not run".into()));
+    };
+    if rows.iter().any(|row| *row >= *num_rows) || !rows.is_sorted_by(|a, b| a < b) {
+        return Err(Error::InvalidBatch(format!("rows must ascend below {num_rows}")));
+    }
+    ops.select_rows(step, rows)?;
+    Ok(step)
+}
+
 impl<O: Ops + Send> Model for Llama<O>
 where
     O::Weight: Send,
@@ -145,12 +149,14 @@ where
     }
 
     fn row_logits(&mut self, rows: &[u32], logits: &mut Vec<f32>) -> Result<(), Error> {
-        let (ops, step, weights) = self.reselect(rows)?;
+        let Self { ops, weights, latest } = self;
+        let step = reselect(ops, latest, rows)?;
         ops.logits(step, &weights.norm, weights.head(), Reg::H, Reg::X, logits)
     }
 
     fn row_states(&mut self, rows: &[u32], states: &mut Vec<f32>) -> Result<(), Error> {
-        let (ops, step, weights) = self.reselect(rows)?;
+        let Self { ops, weights, latest } = self;
+        let step = reselect(ops, latest, rows)?;
         ops.states(step, &weights.norm, Reg::H, Reg::X, states)
     }
 
