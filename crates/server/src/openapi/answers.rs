@@ -61,10 +61,8 @@ pub(super) const RESPONSE: Answer = Answer {
     ],
 };
 
-pub(super) const EMBEDDINGS: Answer = Answer {
-    about: "The vectors.",
-    forms: &[(JSON, Form::Derived(derived::<EmbeddingList<'static>>))],
-};
+pub(super) const EMBEDDINGS: Answer =
+    Answer { about: "The vectors.", forms: &[(JSON, Form::Derived(derived::<EmbeddingList<'static>>))] };
 
 pub(super) const MODELS: Answer =
     Answer { about: "All served names.", forms: &[(JSON, Form::Derived(derived::<ModelList<'static>>))] };
