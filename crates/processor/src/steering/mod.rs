@@ -101,8 +101,12 @@ impl SteeringPlan for AnswerPlan {
         let prelude = self.spec.thinking.as_ref().and_then(|thinking| thinking.start(choice));
         let answer = match &self.spec.answer {
             AnswerSpec::Free => AnswerState::Free,
-            AnswerSpec::Grammar(grammar) => AnswerState::Grammar(GrammarState::new(Arc::clone(grammar))),
-            AnswerSpec::Trigger(trigger) => AnswerState::Trigger(TriggerState::new(Arc::clone(trigger))),
+            AnswerSpec::Grammar(grammar) => {
+                AnswerState::Grammar(Box::new(GrammarState::new(Arc::clone(grammar))))
+            }
+            AnswerSpec::Trigger(trigger) => {
+                AnswerState::Trigger(Box::new(TriggerState::new(Arc::clone(trigger))))
+            }
         };
         Box::new(SteeredAnswer { prelude, answer, opener: None, processor: Arc::clone(&self.processor) })
     }
@@ -120,8 +124,8 @@ struct SteeredAnswer {
 
 enum AnswerState {
     Free,
-    Grammar(GrammarState),
-    Trigger(TriggerState),
+    Grammar(Box<GrammarState>),
+    Trigger(Box<TriggerState>),
 }
 
 impl fmt::Debug for SteeredAnswer {
