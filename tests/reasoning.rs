@@ -6,7 +6,7 @@ use locket_tests::Server;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
-const MESSAGE: &str = " Enough.";
+const MESSAGE: &str = "Enough.";
 /// The end token of the default model, which these tests do not want in a thought.
 const END: &str = "2";
 
@@ -23,7 +23,7 @@ fn start() -> Server {
 
 fn chat(question: &str, fields: Value) -> Value {
     let mut body =
-        json!({"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 12});
+        json!({"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 8});
     for (name, value) in fields.as_object().expect("an object") {
         body[name] = value.clone();
     }
@@ -47,7 +47,8 @@ async fn answers(server: &Server, bodies: Vec<Value>) -> Vec<Value> {
 async fn fast_never_thinks_and_slow_always_does() {
     let server = start();
     let questions: Vec<String> = (0..50).map(|i| format!("What is {i} plus {}?", 50 - i)).collect();
-    let fast = questions.iter().map(|question| chat(question, json!({"reasoning_effort": "none"})));
+    let fast =
+        questions.iter().map(|question| chat(question, json!({"reasoning_effort": "none", "max_tokens": 4})));
     for answer in answers(&server, fast.collect()).await {
         let message = &answer["choices"][0]["message"];
         assert!(message["reasoning"].is_null() && message["reasoning_content"].is_null(), "{answer}");
@@ -75,11 +76,11 @@ async fn budgets_are_met_to_the_token() {
         let body = json!({"prompt": text, "add_special_tokens": false});
         server.post_ok("/tokenize", &body).await["tokens"].as_array().expect("ids").clone()
     };
-    let (close, forced) = (ids("</think>").await, ids(&format!("{MESSAGE}</think>")).await);
+    let (close, forced) = (ids("</think>").await, ids(&format!("\n{MESSAGE}\n</think>")).await);
     let body = |budget: u64, idx: usize| {
         let question = format!("Tell me a long story about {} wolves.", idx + 2);
         let fields = json!({
-            "thinking_token_budget": budget, "thinking": {"type": "enabled"}, "max_tokens": budget + 20,
+            "thinking_token_budget": budget, "thinking": {"type": "enabled"}, "max_tokens": budget + 16,
             "logit_bias": {END: -100}, "return_token_ids": true,
         });
         (budget, chat(&question, fields))
@@ -97,9 +98,9 @@ async fn budgets_are_met_to_the_token() {
             let thought = budget + (wanted.len() - close.len()) as u64;
             assert_eq!(reasoning_tokens(&answer), thought, "budget {budget}: {answer}");
             let text = choice["message"]["reasoning"].as_str().unwrap_or_default();
-            assert!(budget == 0 || text.ends_with(MESSAGE), "{answer}");
+            assert!(budget == 0 || text.ends_with(&format!("\n{MESSAGE}\n")), "{answer}");
             assert!(!choice["message"]["content"].as_str().expect("content").is_empty(), "{answer}");
-            assert_eq!(answer["usage"]["completion_tokens"], budget + 20);
+            assert_eq!(answer["usage"]["completion_tokens"], budget + 16);
         }
     }
 }

@@ -6,13 +6,13 @@ use locket_server::config::{ReasoningConfig, ReasoningField};
 use super::reader::Reader;
 
 /// Said where the budget of a thought is used up, unless the operator says something else.
-const BUDGET_MESSAGE: &str = "\nI have thought long enough and answer now.\n";
+const BUDGET_MESSAGE: &str = "I have thought long enough and answer now.";
 
 pub(super) fn read(read: &Reader<'_>) -> ReasoningConfig {
     let budget_message = match read.text_if_set("reasoning.budget-message").as_deref() {
-        None => BUDGET_MESSAGE.to_owned(),
         Some("none") => String::new(),
-        Some(text) => text.to_owned(),
+        // A value has no blanks at its ends, and a word is not to run into the model's last one.
+        text => format!("\n{}\n", text.unwrap_or(BUDGET_MESSAGE)),
     };
     ReasoningConfig {
         profile: ReasoningSettings {

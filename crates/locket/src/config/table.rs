@@ -306,9 +306,9 @@ pub static SETTINGS: &[Setting] = &[
         "reasoning.budget-message",
         Group::Reasoning,
         Kind::Text { what: "text, or none" },
-        Preset::Derived("I have thought long enough and answer now, on a line of its own"),
-        "What the model is made to say where the budget is used up, in front of the closing marker; a sentence that \
-         leads to the answer keeps it better. none says nothing.",
+        Preset::Derived("I have thought long enough and answer now."),
+        "What the model is made to say where the budget is used up, on a line of its own in front of the closing \
+         marker; a sentence that leads to the answer keeps it better. none says nothing.",
     ),
     setting(
         "reasoning.mode",
