@@ -25,10 +25,10 @@ pub enum Group {
     Basics,
     /// Limits of the HTTP interface.
     Api,
-    /// What a model thinks before it answers.
-    Reasoning,
     /// Limits of the engine.
     Engine,
+    /// What a model thinks before it answers.
+    Reasoning,
     /// The key/value cache.
     Cache,
     /// States of the cache that are kept for prompts to come.
