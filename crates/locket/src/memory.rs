@@ -41,7 +41,7 @@ pub struct MemoryPlan {
     pub budget: u64,
     /// Where the budget comes from.
     pub budget_origin: String,
-    /// Bytes of weights and workspace.
+    /// Bytes of weights and workspace, the copy through which a block with layer budgets goes included.
     pub model_bytes: u64,
     /// Bytes of side-car weights and what scoring with them needs.
     pub side_car_bytes: u64,
@@ -192,8 +192,8 @@ impl MemoryPlan {
             true => CachePlan::block_bytes(geometry, config.cache.slot_type, choice.side, largest),
             false => 0,
         };
-        let side_car_bytes = fixed.side_car.saturating_add(spread_bytes);
-        let needed = fixed.model.saturating_add(side_car_bytes);
+        let model_bytes = fixed.model.saturating_add(spread_bytes);
+        let needed = model_bytes.saturating_add(fixed.side_car);
         let Some(left) = budget.checked_sub(needed) else {
             let (needed, budget) = (about_bytes(needed), about_bytes(budget));
             return Err(PlanError::Weights { needed, budget, origin: budget_origin });
@@ -226,7 +226,15 @@ impl MemoryPlan {
         request.budget_bytes = left - snapshots.total_bytes();
         let cache = fit(&request)?;
         choice.bounds.snapshots = snapshots.is_on();
-        Ok(Self { budget, budget_origin, model_bytes: fixed.model, side_car_bytes, cache, choice, snapshots })
+        Ok(Self {
+            budget,
+            budget_origin,
+            model_bytes,
+            side_car_bytes: fixed.side_car,
+            cache,
+            choice,
+            snapshots,
+        })
     }
 
     /// Bytes of everything that is planned.

@@ -260,7 +260,8 @@ impl BlockState {
         let to_border = settings.rows_to_border(position) as usize;
         if rows > to_border && !self.budgets.is_empty() {
             return Err(Error::InvalidBatch(format!(
-                "{rows} rows from position {position} cross the border at which the block is laid out                  anew; a step may append {to_border}"
+                "{rows} rows from position {position} cross the border at which the block is laid out \
+                 anew; a step may append {to_border}"
             )));
         }
         Ok(())

@@ -5,7 +5,7 @@
 //! attention is exact for as long as without budgets; then the block is *spread*: all layers fold at once,
 //! and layer `l` keeps `M_l` slots and `B` to fill, with `sum(M_l + B) <= L * (M + B)`. No memory is added.
 
-use super::CacheSettings;
+use super::{CacheMethod, CacheSettings};
 
 /// Slots come in groups of this many, as the CPU backend lays them out.
 const GROUP: u32 = 16;
@@ -89,12 +89,22 @@ pub(super) fn layer_slots(
     slots.iter_mut().for_each(|slots| *slots = (*slots + ring) * GROUP - settings.ring);
 }
 
+/// At least as many slots as each layer may get in a block of `capacity` slots, whatever its settings.
+pub(crate) fn most_slots(shares: &[f32], capacity: usize, max_position: usize) -> Vec<usize> {
+    let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
+    // The smallest ring and no sinks leave the most to share out; rounding moves two groups at most.
+    let widest = CacheSettings::of(CacheMethod::Observed, capacity.saturating_sub(1), 1);
+    let mut slots = Vec::new();
+    layer_slots(shares, CacheSettings { sinks: 0, ..widest }, max_position, &mut slots);
+    slots.resize(shares.len(), 0);
+    slots.into_iter().map(|slots| capacity.max(slots + 1 + 2 * GROUP) as usize).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kv_cache::CacheMethod;
 
     fn slots(shares: &[f32], settings: CacheSettings) -> Vec<u32> {
         let mut slots = Vec::new();
@@ -142,7 +152,9 @@ mod tests {
             }
             let capacity: u32 = given.iter().map(|slots| slots + ring).sum();
             prop_assert_eq!(capacity, settings.capacity() / GROUP * GROUP * shares.len() as u32);
-            for slots in given {
+            let most = most_slots(&shares, settings.capacity() as usize, 8192);
+            for (slots, most) in given.into_iter().zip(most) {
+                prop_assert!((slots + ring) as usize <= most, "{slots} + {ring} of {most}");
                 prop_assert!((slots + ring).is_multiple_of(GROUP) && slots >= settings.sinks + LEAST_SLOTS);
                 prop_assert!(slots + ring <= 4096.max(settings.capacity()));
             }

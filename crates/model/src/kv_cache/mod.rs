@@ -29,6 +29,7 @@ mod settings;
 pub mod side_car;
 
 pub use block::{BlockState, Segment};
+pub(crate) use budgets::most_slots;
 pub use fold::{Fold, FoldContext, FoldScratch, LayerView, SlotMove, SlotReader, Turn};
 pub use methods::{CacheMethod, Received, SideArrays};
 pub use plan::{BlockClass, CachePlan, PlanRequest, SlotType};

@@ -23,7 +23,11 @@ use self::{
     weight::{Form, Input},
 };
 use super::{Ops, OpsConfig, Reg, WeightSpec, rope};
-use crate::{Batch, BlockId, Error, MemoryUse, config::RopeStyle, kv_cache::CacheSettings};
+use crate::{
+    Batch, BlockId, Error, MemoryUse,
+    config::RopeStyle,
+    kv_cache::{CacheSettings, most_slots},
+};
 
 pub use self::weight::CpuWeight;
 pub(crate) use self::{geometry::workspace_bytes, weight::kernel_format};
@@ -104,6 +108,9 @@ impl CpuOps {
         let learned = config.side_car.as_ref().and_then(|side_car| side_car.learned.as_ref());
         let scorer = learned.map(|weights| Scorer::new(weights, model.head_dim, rows)).transpose()?;
         let slots = config.cache.classes.iter().map(|class| class.capacity as usize).max().unwrap_or(0);
+        let shares = config.side_car.as_ref().and_then(|side_car| side_car.layer_shares.as_ref());
+        let most = shares.map(|shares| most_slots(shares, slots, model.max_position));
+        let slots = most.into_iter().flatten().max().unwrap_or(slots);
         let shape = attention_shape(model, cache.number);
         let (inv_freq, rope_factor) = rope::frequencies(&model.rope);
         let angles = rows * inv_freq.len();

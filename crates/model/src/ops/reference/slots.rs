@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Tensor};
 use super::cache::sources;
 use crate::{
     Error,
-    kv_cache::{BlockState, CachePlan, Rotation, SlotMove, SlotType, Turn},
+    kv_cache::{BlockState, CachePlan, Rotation, SlotMove, SlotType, Turn, most_slots},
 };
 
 /// Numbers that share a scale in 4-bit slots.
@@ -33,11 +33,9 @@ impl Slots {
             let shape = (blocks, geometry.num_kv_heads, capacity, geometry.head_dim);
             Tensor::zeros(shape, stored_dtype(plan.slot_type), device)
         };
+        let most = shares.map(|shares| most_slots(shares, capacity, geometry.max_position));
         let layers = (0..geometry.num_layers).map(|layer| {
-            let share = shares.and_then(|shares| shares.get(layer)).copied().unwrap_or(1.0);
-            // The planner rounds to groups of slots, in either direction.
-            let budget = (share * capacity as f32) as usize + if share > 1.0 { 32 } else { 0 };
-            let capacity = capacity.max(budget);
+            let capacity = most.as_ref().map_or(capacity, |most| most[layer]);
             Ok((memory(capacity)?, memory(capacity)?))
         });
         Ok(Self { slot_type: plan.slot_type, layers: layers.collect::<Result<_, Error>>()? })
