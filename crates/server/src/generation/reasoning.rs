@@ -156,8 +156,9 @@ impl Reasoning {
         fields: &ReasoningFields,
         kwargs: &mut Map<String, Value>,
     ) -> Result<ReasoningChoice, ApiError> {
-        let mode = self.mode_of(fields, kwargs);
-        self.check(fields, mode)?;
+        let asked = asked_mode(fields, kwargs);
+        self.check(fields, asked)?;
+        let mode = asked.or(self.mode);
         let budget = match (fields.budget(), fields.effort) {
             (Some((tokens, _)), _) => Budget { tokens: Some(tokens), is_fixed: true },
             _ if mode == Some(ReasoningMode::Fast) => Budget { tokens: Some(0), is_fixed: true },
@@ -177,15 +178,8 @@ impl Reasoning {
         Ok(ReasoningChoice { profile: self.profile.clone(), mode, is_told: key.is_some(), budget })
     }
 
-    fn mode_of(&self, fields: &ReasoningFields, kwargs: &Map<String, Value>) -> Option<ReasoningMode> {
-        let told = ["enable_thinking", "thinking"].iter().find_map(|key| kwargs.get(*key)?.as_bool());
-        let of_kwargs = told.map(|is_on| if is_on { ReasoningMode::Slow } else { ReasoningMode::Fast });
-        let of_budget = || (fields.token_budget == Some(0)).then_some(ReasoningMode::Fast);
-        let of_effort = || fields.effort.map(|effort| effort_row(effort).0);
-        fields.thinking.or_else(of_budget).or(of_kwargs).or_else(of_effort).or(self.mode)
-    }
-
-    fn check(&self, fields: &ReasoningFields, mode: Option<ReasoningMode>) -> Result<(), ApiError> {
+    /// `asked` is the mode that the request itself names.
+    fn check(&self, fields: &ReasoningFields, asked: Option<ReasoningMode>) -> Result<(), ApiError> {
         let budget = fields.budget().filter(|(tokens, _)| *tokens > 0);
         if self.profile.is_none() {
             let is_asked =
@@ -194,8 +188,7 @@ impl Reasoning {
             return field.map_or(Ok(()), |field| Err(no_thoughts(field)));
         }
         if let Some((tokens, field)) = budget
-            && mode == Some(ReasoningMode::Fast)
-            && self.mode != Some(ReasoningMode::Fast)
+            && asked == Some(ReasoningMode::Fast)
         {
             let message =
                 format!("`{field}` is {tokens}, but the request turns thinking off. Give one of both.");
@@ -203,6 +196,15 @@ impl Reasoning {
         }
         Ok(())
     }
+}
+
+/// The mode that a request names, whatever the operator prefers.
+fn asked_mode(fields: &ReasoningFields, kwargs: &Map<String, Value>) -> Option<ReasoningMode> {
+    let told = ["enable_thinking", "thinking"].iter().find_map(|key| kwargs.get(*key)?.as_bool());
+    let of_kwargs = told.map(|is_on| if is_on { ReasoningMode::Slow } else { ReasoningMode::Fast });
+    let of_budget = || (fields.token_budget == Some(0)).then_some(ReasoningMode::Fast);
+    let of_effort = || fields.effort.map(|effort| effort_row(effort).0);
+    fields.thinking.or_else(of_budget).or(of_kwargs).or_else(of_effort)
 }
 
 fn no_thoughts(field: &'static str) -> ApiError {

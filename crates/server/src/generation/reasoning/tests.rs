@@ -148,10 +148,21 @@ fn contradictions_and_bad_values() {
         ),
     ];
     for (body, kind, param) in rows {
-        let error =
-            decide(&reasoning(TemplateSwitches::default()), body.clone(), json!({})).expect_err("must fail");
-        assert_eq!((error.kind, error.param.as_deref()), (kind, Some(param)), "{body}");
+        // Whatever the operator prefers.
+        for mode in [None, Some(ReasoningMode::Fast), Some(ReasoningMode::Slow)] {
+            let reasoning = Reasoning { mode, ..reasoning(TemplateSwitches::default()) };
+            let error = decide(&reasoning, body.clone(), json!({})).expect_err("must fail");
+            assert_eq!((error.kind, error.param.as_deref()), (kind, Some(param)), "{body}");
+        }
     }
+}
+
+/// A budget alone contradicts no preference of the operator.
+#[test]
+fn budgets_without_a_mode() {
+    let reasoning = Reasoning { mode: Some(ReasoningMode::Fast), ..reasoning(TemplateSwitches::default()) };
+    let (choice, _) = decide(&reasoning, json!({"thinking_token_budget": 5}), json!({})).expect("good");
+    assert_eq!((choice.mode, choice.budget.tokens), (Some(ReasoningMode::Fast), Some(5)));
 }
 
 /// Without a profile an effort is a hint; what must have an effect is refused, with the setting's name.
