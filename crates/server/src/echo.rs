@@ -23,18 +23,18 @@ impl EchoedPrompt {
             Some(text) => text.as_bytes().to_vec(),
             None => ids.iter().flat_map(|&id| tokens.token_bytes(id)).copied().collect(),
         };
-        let (mut at, mut chars) = (0, 0);
+        let (mut at, mut counter) = (0, CharCounter::default());
         let mut offsets = Vec::with_capacity(ids.len());
         for &id in ids {
-            offsets.push(chars);
+            offsets.push(counter.chars());
             let token = shown(tokens.token_bytes(id), &bytes[at..], at == 0);
             at += token.len();
-            chars += count_chars(token);
+            counter.count(token);
         }
         // What no token accounts for, because the tokenizer changed it, still counts.
-        chars += count_chars(&bytes[at..]);
+        counter.count(&bytes[at..]);
         let text = written.unwrap_or_else(|| String::from_utf8_lossy(&bytes).into_owned());
-        Self { text, ids: ids.to_vec(), offsets, chars }
+        Self { text, ids: ids.to_vec(), offsets, chars: counter.chars() }
     }
 }
 
@@ -50,13 +50,49 @@ fn shown<'t>(token: &'t [u8], rest: &[u8], is_first: bool) -> &'t [u8] {
     }
 }
 
-/// Characters that begin in `bytes`.
-pub(crate) fn count_chars(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|byte| **byte & 0xC0 != 0x80).count()
+/// Counts the characters of a text whose bytes come in pieces, as the text shows them: bytes that are
+/// no UTF-8 count as the characters that stand for them. A character counts with its first byte.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct CharCounter {
+    chars: usize,
+    /// The bytes of the last character, which is counted, while some are still to come.
+    begun: Vec<u8>,
+}
+
+impl CharCounter {
+    /// Behind a text of so many characters.
+    pub(crate) fn behind(chars: usize) -> Self {
+        Self { chars, begun: Vec::new() }
+    }
+
+    /// Characters so far.
+    pub(crate) fn chars(&self) -> usize {
+        self.chars
+    }
+
+    /// Goes on.
+    pub(crate) fn count(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let counted = usize::from(!self.begun.is_empty());
+        self.begun.extend_from_slice(bytes);
+        let (mut chars, mut last) = (0, &[][..]);
+        for chunk in self.begun.utf8_chunks() {
+            last = chunk.invalid();
+            chars += chunk.valid().chars().count() + usize::from(!last.is_empty());
+        }
+        let is_begun = str::from_utf8(last).is_err_and(|error| error.error_len().is_none());
+        let begun = if is_begun { last.len() } else { 0 };
+        self.chars += chars - counted;
+        self.begun.drain(..self.begun.len() - begun);
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Token `i` is the `i`-th text.
@@ -88,6 +124,28 @@ mod tests {
         assert_eq!(echo.text, "<s> Hello\u{FFFD}");
         assert_eq!(echo.offsets, [0, 3, 7, 9]);
         assert_eq!(echo.chars, 10);
+    }
+
+    /// `\xBC` alone is shown as one character.
+    #[test]
+    fn ids_may_begin_inside_a_character() {
+        let echo = EchoedPrompt::new(&TABLE, None, &[4, 2, 3, 2]);
+        assert_eq!(echo.text, "\u{FFFD}lo\u{FFFD}lo");
+        assert_eq!((echo.offsets.as_slice(), echo.chars), (&[0, 1, 3, 4][..], 6));
+    }
+
+    proptest! {
+        /// However bytes are cut, their characters are those of the text that is shown.
+        #[test]
+        fn characters_are_those_of_the_shown_text(
+            pieces in proptest::collection::vec("[a\u{E9}\u{20AC}\u{1F600}]{0,3}", 0..4),
+            junk in proptest::collection::vec(any::<u8>(), 0..8), cut in 1usize..4,
+        ) {
+            let bytes = [pieces.concat().into_bytes(), junk, pieces.concat().into_bytes()].concat();
+            let mut counter = CharCounter::default();
+            bytes.chunks(cut).for_each(|piece| counter.count(piece));
+            prop_assert_eq!(counter.chars(), String::from_utf8_lossy(&bytes).chars().count());
+        }
     }
 
     #[test]

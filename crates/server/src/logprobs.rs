@@ -3,12 +3,14 @@
 use std::fmt::Write as _;
 
 use locket_engine::{PromptLogprobs, PromptToken, TokenLogprob};
-use serde_json::{Map, Value};
 
 use crate::{
     choice::{ReleasedToken, TokenTable},
-    echo::{EchoedPrompt, count_chars},
-    openai::{ChatLogprob, ChatLogprobs, CompletionLogprobs, PromptLogprob, PromptLogprobMap, TopLogprob},
+    echo::{CharCounter, EchoedPrompt},
+    openai::{
+        ChatLogprob, ChatLogprobs, CompletionLogprobs, LogprobMap, PromptLogprob, PromptLogprobMap,
+        TopLogprob,
+    },
 };
 
 /// What stands for minus infinity, which JSON cannot express.
@@ -88,13 +90,13 @@ fn alternative(top: &TokenLogprob, tokens: &dyn TokenTable, style: TokenStyle) -
     }
 }
 
-/// Completions: appends to `out`. `offset` is the number of characters of text before the first
-/// token, and is moved behind the last one. A character counts where its first byte is.
+/// Completions: appends to `out`. `counter` counts the characters of text before the first token, and
+/// goes on to the last one. A character counts where its first byte is.
 pub(crate) fn completions(
     released: &[ReleasedToken],
     tokens: &dyn TokenTable,
     style: TokenStyle,
-    offset: &mut usize,
+    counter: &mut CharCounter,
     out: &mut CompletionLogprobs,
 ) {
     for token in released {
@@ -105,8 +107,8 @@ pub(crate) fn completions(
         out.top_logprobs.push(Some(top_map(chosen, &text, &token.sampled.top_logprobs, tokens, style)));
         out.tokens.push(text);
         out.token_logprobs.push(Some(logprob));
-        out.text_offset.push(*offset);
-        *offset += count_chars(shown_bytes(token, tokens));
+        out.text_offset.push(counter.chars());
+        counter.count(shown_bytes(token, tokens));
     }
 }
 
@@ -118,22 +120,26 @@ fn top_map(
     alternatives: &[TokenLogprob],
     tokens: &dyn TokenTable,
     style: TokenStyle,
-) -> Map<String, Value> {
-    let mut map = Map::new();
+) -> LogprobMap {
+    let mut map: Vec<(String, f32)> = Vec::with_capacity(alternatives.len() + 1);
     for top in alternatives {
         let is_chosen = top.id == chosen.id;
         let text = style.exact(tokens, top.id);
-        let is_free = |text: &str| is_chosen || (!map.contains_key(text) && text != chosen_text);
+        let is_free = |text: &str| is_chosen || (text != chosen_text && !contains(&map, text));
         let key = [text, escaped(tokens.token_bytes(top.id))]
             .into_iter()
             .find(|text| is_free(text))
             .unwrap_or_else(|| format!("token_id:{}", top.id));
-        map.insert(key, finite(top.logprob).into());
+        map.push((key, finite(top.logprob)));
     }
-    if !map.contains_key(chosen_text) {
-        map.insert(chosen_text.to_owned(), finite(chosen.logprob).into());
+    if !contains(&map, chosen_text) {
+        map.push((chosen_text.to_owned(), finite(chosen.logprob)));
     }
-    map
+    LogprobMap(map)
+}
+
+fn contains(map: &[(String, f32)], text: &str) -> bool {
+    map.iter().any(|(key, _)| key == text)
 }
 
 /// Completions: the arrays of an echoed prompt with `count` alternatives per token. The first token
@@ -203,7 +209,7 @@ mod tests {
     }
 
     fn keys(logprobs: &CompletionLogprobs) -> impl Iterator<Item = &str> {
-        logprobs.top_logprobs[0].iter().flat_map(Map::keys).map(String::as_str)
+        logprobs.top_logprobs[0].iter().flat_map(|map| &map.0).map(|(text, _)| text.as_str())
     }
 
     /// `ab` where `b` was the second choice.
@@ -227,7 +233,7 @@ mod tests {
                 "top_logprobs": [null, {"c": -0.1f32, "b": -2.5}], "text_offset": [0, 1]})
         );
         assert_eq!(json(0)["top_logprobs"], serde_json::json!([null, {"b": -2.5}]));
-        assert_eq!(json(3)["top_logprobs"][1].as_object().map(Map::len), Some(3));
+        assert_eq!(json(3)["top_logprobs"][1].as_object().map(serde_json::Map::len), Some(3));
     }
 
     #[test]
@@ -245,25 +251,35 @@ mod tests {
     fn offsets_count_characters() {
         let text: Vec<_> = "aé€b".bytes().map(|byte| released(u32::from(byte), -0.5, &[])).collect();
         let mut out = CompletionLogprobs::default();
-        let mut offset = 0;
+        let mut offset = CharCounter::default();
         completions(&text[..2], &Bytes::new(), TokenStyle::Text, &mut offset, &mut out);
         completions(&text[2..], &Bytes::new(), TokenStyle::Text, &mut offset, &mut out);
         assert_eq!(out.text_offset, [0, 1, 2, 2, 3, 3, 3]);
-        assert_eq!(offset, 4);
+        assert_eq!(offset.chars(), 4);
         assert_eq!(out.tokens[0], "a");
         assert_eq!(out.tokens[1], "bytes:\\xc3");
         completions(&[released(256, -1.0, &[])], &Bytes::new(), TokenStyle::Text, &mut offset, &mut out);
-        assert_eq!((offset, out.text_offset.last()), (4, Some(&4)));
+        assert_eq!((offset.chars(), out.text_offset.last()), (4, Some(&4)));
         let lengths =
             [out.tokens.len(), out.token_logprobs.len(), out.top_logprobs.len(), out.text_offset.len()];
         assert_eq!(lengths, [8; 4]);
+    }
+
+    /// Clients compare the two as texts or as numbers: they are equal either way.
+    #[test]
+    fn equal_values_are_written_alike() {
+        let token = released(97, -0.1, &[(97, -0.1), (98, -3.3)]);
+        let mut out = CompletionLogprobs::default();
+        completions(&[token], &Bytes::new(), TokenStyle::Text, &mut CharCounter::default(), &mut out);
+        let json = serde_json::to_string(&out).expect("plain data");
+        assert!(json.contains(r#""token_logprobs":[-0.1],"top_logprobs":[{"a":-0.1,"b":-3.3}]"#), "{json}");
     }
 
     #[test]
     fn the_chosen_token_is_always_among_the_alternatives() {
         let token = released(97, -3.0, &[(98, -0.1), (0xC3, -1.0), (0xC4, -2.0)]);
         let mut out = CompletionLogprobs::default();
-        completions(&[token], &Bytes::new(), TokenStyle::Text, &mut 0, &mut out);
+        completions(&[token], &Bytes::new(), TokenStyle::Text, &mut CharCounter::default(), &mut out);
         let keys: Vec<_> = keys(&out).collect();
         assert_eq!(keys, ["b", "bytes:\\xc3", "bytes:\\xc4", "a"]);
     }
@@ -273,7 +289,7 @@ mod tests {
         // Both control tokens have the text `<end>`.
         let token = released(257, -0.1, &[(257, -0.1), (258, -3.0), (259, -4.0)]);
         let mut out = CompletionLogprobs::default();
-        completions(&[token], &Bytes::new(), TokenStyle::Text, &mut 0, &mut out);
+        completions(&[token], &Bytes::new(), TokenStyle::Text, &mut CharCounter::default(), &mut out);
         let keys: Vec<_> = keys(&out).collect();
         assert_eq!(keys, ["<end>", "bytes:\\x3c\\x65\\x6e\\x64\\x3e", "token_id:259"]);
     }

@@ -2,7 +2,7 @@
 //! null or filled.
 
 use serde::{Serialize, Serializer};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 /// What a stream's chunks and an answer have in common.
@@ -291,8 +291,19 @@ pub(crate) struct CompletionLogprobs {
     /// null for the first token of an echoed prompt.
     pub(crate) token_logprobs: Vec<Option<f32>>,
     #[schema(value_type = Vec<Option<Object>>)]
-    pub(crate) top_logprobs: Vec<Option<Map<String, Value>>>,
+    pub(crate) top_logprobs: Vec<Option<LogprobMap>>,
     pub(crate) text_offset: Vec<usize>,
+}
+
+/// Log-probabilities by the text of the token, likeliest first. They are written as those of the
+/// chosen tokens are, so that equal ones are equal on the wire.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct LogprobMap(pub(crate) Vec<(String, f32)>);
+
+impl Serialize for LogprobMap {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(text, logprob)| (text, logprob)))
+    }
 }
 
 /// How likely a prompt token, or another in its place, was: our extension, as others have it.

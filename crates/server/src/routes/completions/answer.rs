@@ -7,6 +7,7 @@ use axum::{
 
 use super::CompletionRequest;
 use crate::{
+    echo::CharCounter,
     logprobs,
     openai::{Completion, CompletionChoice, Stamp},
     run::{Done, FinishedChoice, token_ids, token_style},
@@ -51,8 +52,8 @@ fn one_choice(
         let echoed =
             echoed.map(|(echo, scores)| logprobs::echoed(echo, scores, count, tokens, token_style(fields)));
         let mut arrays = echoed.unwrap_or_default();
-        let mut offset = echo.map_or(0, |echo| echo.chars);
-        logprobs::completions(&choice.tokens, tokens, token_style(fields), &mut offset, &mut arrays);
+        let mut counter = CharCounter::behind(echo.map_or(0, |echo| echo.chars));
+        logprobs::completions(&choice.tokens, tokens, token_style(fields), &mut counter, &mut arrays);
         arrays
     });
     let wanted = fields.prompt_logprobs.zip(scores);

@@ -8,6 +8,7 @@ use locket_processor::Processor;
 use super::CompletionRequest;
 use crate::{
     choice::{Delta, Finish},
+    echo::CharCounter,
     limits::Permit,
     logprobs,
     openai::{Completion, CompletionChoice, CompletionLogprobs, Stamp, Usage},
@@ -28,7 +29,7 @@ pub(super) fn respond(
     let choices = job.prompts.len() * fields.choices() as usize;
     let prompts = if fields.return_token_ids { job.prompts } else { Vec::new() };
     let chunks = CompletionChunks {
-        offsets: request_offsets(&request, choices),
+        counters: counters(&request, choices),
         scores: vec![None; choices],
         is_first: vec![true; choices],
         processor: Arc::clone(state.processor()),
@@ -47,11 +48,11 @@ pub(super) fn respond(
     })
 }
 
-/// Characters of text in front of the first generated token of each choice: the echoed prompt's.
-fn request_offsets(request: &CompletionRequest, choices: usize) -> Vec<usize> {
+/// In front of the first generated token of each choice: behind the echoed prompt.
+fn counters(request: &CompletionRequest, choices: usize) -> Vec<CharCounter> {
     let per_prompt = request.generation.choices() as usize;
-    let offset = |choice: usize| request.echoed.get(choice / per_prompt).map_or(0, |echo| echo.chars);
-    (0..choices).map(offset).collect()
+    let chars = |choice: usize| request.echoed.get(choice / per_prompt).map_or(0, |echo| echo.chars);
+    (0..choices).map(chars).map(CharCounter::behind).collect()
 }
 
 struct CompletionChunks {
@@ -60,8 +61,8 @@ struct CompletionChunks {
     processor: Arc<Processor>,
     /// Prompt ids, if they are to be returned.
     prompts: Vec<Vec<u32>>,
-    /// Characters of text before the next token, per choice.
-    offsets: Vec<usize>,
+    /// Count the text before the next token, per choice.
+    counters: Vec<CharCounter>,
     /// Of the prompt, per choice, until it is echoed.
     scores: Vec<Option<Arc<PromptLogprobs>>>,
     /// Nothing sent yet, per choice.
@@ -145,10 +146,10 @@ impl Chunks for CompletionChunks {
             return;
         }
         let logprobs = fields.logprobs.and_then(|_| {
-            let offset = self.offsets.get_mut(index as usize)?;
+            let counter = self.counters.get_mut(index as usize)?;
             let mut arrays = CompletionLogprobs::default();
             let tokens = self.processor.as_ref();
-            logprobs::completions(&delta.tokens, tokens, token_style(fields), offset, &mut arrays);
+            logprobs::completions(&delta.tokens, tokens, token_style(fields), counter, &mut arrays);
             Some(arrays)
         });
         let choice = CompletionChoice {
