@@ -13,7 +13,12 @@ mod tls;
 
 use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, http::Request, response::Response};
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, Version},
+    response::Response,
+};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -171,7 +176,8 @@ async fn connection(server: Arc<Server>, stream: TcpStream, _slot: OwnedSemaphor
 /// Encrypts the connection if the server does.
 async fn encrypted(server: &Server, stream: PacedStream<TcpStream>, activity: &Activity) {
     let Some(tls) = server.state.tls() else { return requests(server, stream, activity).await };
-    match tokio::time::timeout(server.limits.header_timeout, tls.accept(stream)).await {
+    let deadline = activity.first_head_deadline(&server.limits);
+    match tokio::time::timeout_at(deadline, tls.accept(stream)).await {
         Ok(Ok(stream)) => requests(server, stream, activity).await,
         Ok(Err(error)) => tracing::debug!(%error, "no TLS connection"),
         Err(_) => tracing::debug!("the TLS handshake took too long"),
@@ -185,10 +191,11 @@ where
 {
     let service = hyper::service::service_fn(|request: Request<Incoming>| {
         let busy = activity.begin();
+        let is_paced = request.version() == Version::HTTP_2;
         let answer = server.router.clone().oneshot(request.map(Body::new));
         async move {
             let response: Response = answer.await?;
-            Ok::<_, Infallible>(response.map(|body| busy.during(body)))
+            Ok::<_, Infallible>(response.map(|body| busy.during(body, is_paced)))
         }
     });
     let mut connection = pin!(server.builder.serve_connection(TokioIo::new(stream), service));
@@ -204,7 +211,9 @@ where
                 return;
             }
             why = overdue.as_mut(), if !is_told => {
-                if why == Overdue::NoRequest {
+                // Who takes nothing would not take the rest either.
+                if why != Overdue::Idle {
+                    tracing::debug!(?why, "a connection is closed");
                     return;
                 }
                 connection.as_mut().graceful_shutdown();

@@ -81,6 +81,29 @@ async fn idle_connections_are_closed() {
     }
 }
 
+/// An HTTP/2 client whose window stays closed gets no answer, and its connection ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_not_taken_end_their_connection() {
+    let server = server(ConnectionLimits {
+        header_timeout: LONG,
+        idle_timeout: LONG,
+        stall_timeout: SHORT,
+        ..ConnectionLimits::default()
+    });
+    let connect = listen(&server).await;
+    let settings: &[u8] = &[0, 0, 6, 4, 0, 0, 0, 0, 0, /* initial window */ 0, 4, 0, 0, 0, 0];
+    let head = b"\x82\x86\x04\x07/health\x01\x01x";
+    let frame: &[u8] = &[0, 0, head.len() as u8, 1, /* end of stream and headers */ 5, 0, 0, 0, 1];
+    let mut connection = connect().await;
+    let sent = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", settings, frame, head].concat();
+    connection.write_all(&sent).await.expect("sent");
+    let mut received = Vec::new();
+    // The end is what is waited for.
+    let _ = connection.read_to_end(&mut received).await;
+    let body = br#"{"status":"ok"}"#;
+    assert!(received.len() > 9 && !received.windows(body.len()).any(|bytes| bytes == body));
+}
+
 /// What is beyond the limit is answered as soon as another connection ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_are_bounded() {
