@@ -66,10 +66,10 @@ fn rows() -> Vec<Row> {
         (chat(json!({"stream_options": {"include_usage": true}})), 400, "invalid_value", "stream_options"),
         (chat(json!({"tools": []})), 400, "empty_array", "tools"),
         (
-            chat(json!({"tools": [{"type": "function", "function": {"name": "f"}}]})),
+            chat(json!({"tools": [{"type": "custom", "custom": {"name": "f"}}]})),
             400,
-            "unsupported_parameter",
-            "tools",
+            "unsupported_value",
+            "tools[0].type",
         ),
         (chat(json!({"response_format": {"type": "xml"}})), 400, "invalid_value", "response_format.type"),
         (

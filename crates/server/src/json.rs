@@ -22,7 +22,7 @@ use crate::{
 const MAX_VALUES: u32 = 1 << 20;
 
 /// Bodies up to this many bytes are parsed on the async thread.
-const SHORT_BYTES: usize = 64 << 10;
+pub(crate) const SHORT_BYTES: usize = 64 << 10;
 
 /// What the `Content-Type` header says about the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,10 +7,12 @@ use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
+    blocking,
     error::{ApiError, ErrorKind},
-    generation::is_request_id,
+    fields::{Field, IgnoredFields},
+    generation::{Bounds, is_request_id},
     json,
-    keys::{Key, KeySlot},
+    keys::{self, Key, KeySlot},
     known_fields::Route,
     layers::RequestContext,
     state::AppState,
@@ -53,15 +55,46 @@ impl Permits {
 
 /// An admitted request: its body as JSON and its permit.
 pub(crate) struct Admitted {
-    pub(crate) body: Value,
+    body: Value,
+    /// Reading its fields may take long.
+    is_long: bool,
+    permit: Permit,
+}
+
+/// What was read of a body.
+pub(crate) struct Read<T> {
+    pub(crate) fields: T,
+    pub(crate) ignored: IgnoredFields,
     pub(crate) permit: Permit,
+}
+
+impl Admitted {
+    /// Reads the fields and lets go of the body, off the async threads if it is long: it may hold
+    /// images, which are decoded.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub(crate) async fn read<T: Send + 'static>(
+        self,
+        state: &AppState,
+        read: impl FnOnce(&Field<'_, '_>, &Bounds, &mut IgnoredFields) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<Read<T>, ApiError> {
+        let Self { body, is_long, permit } = self;
+        let state = state.clone();
+        let (fields, ignored) = blocking::run(is_long, move || {
+            let mut ignored = IgnoredFields::default();
+            read(&Field::root(&body), state.bounds(), &mut ignored).map(|fields| (fields, ignored))
+        })
+        .await??;
+        Ok(Read { fields, ignored, permit })
+    }
 }
 
 /// Takes a permit, reads the body, parses it and settles the request's id.
 ///
 /// # Errors
 /// 503 while draining or at the limit, 429 for a limit of the key, 415, 413, 400 for what is not a
-/// JSON object, 403 for a model that the key may not use.
+/// JSON object, 403 for a model or a place in the queue that the key may not have.
 pub(crate) async fn admit(
     state: &AppState,
     context: &RequestContext,
@@ -83,14 +116,17 @@ pub(crate) async fn admit(
     let config = state.config();
     let bytes = json::read_body(&head.headers, body, config.max_body_bytes, config.body_timeout).await?;
     context.body_was_read();
+    let is_long = bytes.len() > json::SHORT_BYTES;
     let body = json::parse_body(bytes, body_type).await?;
     // Before anything else is checked, so that errors carry it.
     let id = body.get("request_id").and_then(Value::as_str);
     context.settle_id(id.filter(|id| route.knows("request_id") && is_request_id(id)));
     if let Some(key) = context.key() {
         check_model(state, key, &body)?;
+        let priority = body.get("priority").filter(|_| route.knows("priority"));
+        keys::check_priority(key, priority)?;
     }
-    Ok(Admitted { body, permit })
+    Ok(Admitted { body, is_long, permit })
 }
 
 /// Whether the key may use the model that the body names, or the one that is used without a name.

@@ -98,9 +98,12 @@ impl Job {
         let eos_token_ids = state.processor().eos_token_ids();
         let sampling = sampling(fields, state.config().generation, eos_token_ids, bad_words);
         let mut requests = Vec::with_capacity(prompts.len());
-        for prompt in &mut prompts {
+        let is_alone = prompts.len() == 1;
+        for (index, prompt) in prompts.iter_mut().enumerate() {
             plan.truncate(prompt);
-            requests.push(plan.request(context.request_id(), prompt, sampling.clone())?);
+            let planned = plan.request(context.request_id(), prompt, sampling.clone());
+            requests
+                .push(planned.map_err(|error| if is_alone { error } else { source.of_item(error, index) })?);
         }
         check_scores(fields, source, &requests)?;
         let thought = thought(state, fields, &prompts, &requests)?;

@@ -99,6 +99,7 @@ impl AppState {
         };
         let metrics = HttpMetrics::register(&registry)?;
         let keys = ApiKeys::open(&config.api_keys, config.api_key_file.as_deref())?;
+        warn_of_unserved_models(&keys, &config.served_model_names);
         let tls = config.tls.clone().map(Tls::load).transpose()?;
         let reasoning = Reasoning::new(&config.reasoning, &processor)?;
         let permits = Permits::new(config.max_concurrent_requests);
@@ -194,6 +195,7 @@ impl AppState {
             match result {
                 Ok(gone) => {
                     gone.iter().for_each(|name| metrics.forget_key(name));
+                    warn_of_unserved_models(self.keys(), &self.config().served_model_names);
                     tracing::info!(keys = self.keys().names().len(), "the API keys were read again");
                 }
                 Err(error) => tracing::error!(%error, "the API keys stay as they were"),
@@ -253,6 +255,13 @@ impl AppState {
         let config = &self.shared.config;
         let parts = format!("{}|{}|{}", config.fingerprint, config.version, cache.describe(&config.cache));
         format!("fp_{:016x}", fnv1a(parts.as_bytes()))
+    }
+}
+
+/// A key whose models are all misspelt is refused everywhere; better to hear of it here.
+fn warn_of_unserved_models(keys: &ApiKeys, served: &[String]) {
+    for (key, model) in keys.unserved_models(served) {
+        tracing::warn!(key, model, "a key may use a model that is not served");
     }
 }
 

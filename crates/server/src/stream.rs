@@ -84,7 +84,9 @@ pub(crate) trait Chunks: Send + 'static {
 /// Counts tokens over all choices of a request.
 #[derive(Debug)]
 pub(crate) struct UsageCounter {
-    prompt_tokens: u64,
+    prompt_tokens: Vec<u64>,
+    /// Prompts of which the engine has said something.
+    has_run: Vec<bool>,
     /// Choices of the same prompt: `cached_tokens` counts once for each prompt.
     choices_per_prompt: u32,
     cached_tokens: Vec<u64>,
@@ -98,7 +100,9 @@ pub(crate) struct UsageCounter {
 
 impl Drop for UsageCounter {
     fn drop(&mut self) {
-        let used = self.prompt_tokens + self.completion_tokens.iter().sum::<u64>();
+        // Prompts that never left the queue cost nothing.
+        let prompts = self.prompt_tokens.iter().zip(&self.has_run).filter(|(_, has_run)| **has_run);
+        let used = prompts.map(|(tokens, _)| tokens).chain(&self.completion_tokens).sum::<u64>();
         if let Some(reservation) = &mut self.reservation {
             reservation.use_up(used);
         }
@@ -110,7 +114,8 @@ impl UsageCounter {
     pub(crate) fn new(prompt_lengths: &[usize], choices_per_prompt: u32, cache: CacheChoice) -> Self {
         let choices = prompt_lengths.len() * choices_per_prompt as usize;
         Self {
-            prompt_tokens: prompt_lengths.iter().map(|length| *length as u64).sum(),
+            prompt_tokens: prompt_lengths.iter().map(|length| *length as u64).collect(),
+            has_run: vec![false; prompt_lengths.len()],
             choices_per_prompt: choices_per_prompt.max(1),
             cached_tokens: vec![0; prompt_lengths.len()],
             completion_tokens: vec![0; choices],
@@ -128,9 +133,13 @@ impl UsageCounter {
 
     /// Takes an event into account.
     pub(crate) fn count(&mut self, index: u32, event: &ChoiceEvent) {
+        let prompt = (index / self.choices_per_prompt) as usize;
+        let has_run = matches!(event, ChoiceEvent::Started { .. } | ChoiceEvent::Scored(_));
+        if let Some(place) = self.has_run.get_mut(prompt).filter(|_| has_run) {
+            *place = true;
+        }
         let (tokens, folded_tokens) = match event {
             ChoiceEvent::Started { cached_tokens } => {
-                let prompt = (index / self.choices_per_prompt) as usize;
                 if let Some(cached) = self.cached_tokens.get_mut(prompt) {
                     *cached = (*cached).max(u64::from(*cached_tokens));
                 }
@@ -148,6 +157,7 @@ impl UsageCounter {
 
     /// Totals so far.
     pub(crate) fn usage(&self) -> Usage {
+        let prompt_tokens = self.prompt_tokens.iter().sum();
         let completion_tokens = self.completion_tokens.iter().sum();
         let locket = LocketUsage {
             exact: self.folded_tokens == 0,
@@ -155,7 +165,7 @@ impl UsageCounter {
             method: self.cache.method.name(),
             slots: self.cache.folds().then_some(self.cache.slots),
         };
-        Usage::new(self.prompt_tokens, completion_tokens, self.cached_tokens.iter().sum(), locket)
+        Usage::new(prompt_tokens, completion_tokens, self.cached_tokens.iter().sum(), locket)
     }
 }
 
@@ -278,12 +288,19 @@ mod tests {
         sync::atomic::{AtomicBool, Ordering},
     };
 
+    use axum::http::HeaderMap;
     use eventsource_stream::Eventsource as _;
     use futures_util::Stream;
+    use locket_engine::EngineFailure;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{config::CacheBounds, limits::Permits, openai::FinishReason};
+    use crate::{
+        config::CacheBounds,
+        keys::{KeyLimits, LimitSettings},
+        limits::Permits,
+        openai::FinishReason,
+    };
 
     fn counter(prompt_lengths: &[usize], choices_per_prompt: u32) -> UsageCounter {
         let cache = CacheChoice::default_of(&CacheBounds::default());
@@ -375,6 +392,22 @@ mod tests {
         let usage = counter.usage();
         let locket = LocketUsage { exact: false, folded_tokens: 9, method: "full", slots: None };
         assert_eq!(usage, Usage::new(15, 10, 6, locket));
+    }
+
+    /// Of two prompts one ends in the queue, and costs nothing.
+    #[test]
+    fn keys_pay_for_prompts_that_ran() {
+        let limits = LimitSettings { tokens_per_minute: Some(1_000_000), ..LimitSettings::default() };
+        let limits = Arc::new(KeyLimits::new(limits));
+        let reservation = TokenReservation::take(&limits, 900_000).expect("enough");
+        let mut counter = counter(&[300_000, 500_000], 1).settling(Some(reservation));
+        counter.count(0, &ChoiceEvent::Started { cached_tokens: 0 });
+        counter.count(1, &ChoiceEvent::Failed(EngineFailure::QueueTimeout));
+        drop(counter);
+        let mut headers = HeaderMap::new();
+        limits.write_headers(&mut headers);
+        let left = headers["x-ratelimit-remaining-tokens"].to_str().expect("ASCII");
+        assert!(("700000".."800000").contains(&left), "{left}");
     }
 
     #[test]

@@ -201,8 +201,8 @@ pub static SETTINGS: &[Setting] = &[
         Kind::TextList { what: "hosts" },
         Preset::Value(""),
         "Hosts that images may be fetched from: images.example.org, *.example.org, or with :port for other ports \
-         than 80 and 443. None by default: images then come as data URIs. Addresses that are not public are never \
-         connected to.",
+         than 80 and 443. None by default: images then come as data URIs. URLs are checked, but nothing is fetched \
+         for a model that takes text only. Addresses that are not public are never connected to.",
     ),
     setting(
         "image-url-timeout-s",

@@ -35,6 +35,15 @@ impl PromptSource {
         }
     }
 
+    /// Names the one of several prompts that an error about one prompt is about.
+    pub(crate) fn of_item(self, error: ApiError, index: usize) -> ApiError {
+        let name = self.param();
+        let path = format!("{name}[{index}]");
+        let message = error.message.replace(&format!("`{name}`"), &format!("`{path}`"));
+        let param = error.param.map(|param| if param == name { path } else { param });
+        ApiError { param, message, ..error }
+    }
+
     /// Whether the prompt may come back, longer by an answer.
     fn is_chat(self) -> bool {
         matches!(self, Self::Messages | Self::Input)

@@ -26,14 +26,24 @@ pub fn read_file(path: &Path) -> Result<Vec<KeyEntry>, KeysError> {
     let shown = path.display().to_string();
     let text = read_text(path)
         .map_err(|error| KeysError::Unreadable { path: shown.clone(), reason: error.to_string() })?;
-    let has_clear_keys = text.contains("key =") || text.contains("key=");
+    let parsed = parse(&text);
+    let KeyFile { entries, has_clear_keys } =
+        parsed.map_err(|(place, reason)| KeysError::Invalid { path: shown.clone(), place, reason })?;
     if has_clear_keys && is_readable_by_others(path) {
         tracing::warn!(
             file = shown,
             "the key file holds keys in clear and others than its owner may read it"
         );
     }
-    parse(&text).map_err(|(place, reason)| KeysError::Invalid { path: shown, place, reason })
+    Ok(entries)
+}
+
+/// What a file says.
+#[derive(Debug, PartialEq, Eq)]
+struct KeyFile {
+    entries: Vec<KeyEntry>,
+    /// Some key stands there itself, not its digest.
+    has_clear_keys: bool,
 }
 
 fn read_text(path: &Path) -> std::io::Result<String> {
@@ -59,7 +69,7 @@ fn is_readable_by_others(_: &Path) -> bool {
 /// Place and reason of what is wrong.
 type Wrong = (String, String);
 
-fn parse(text: &str) -> Result<Vec<KeyEntry>, Wrong> {
+fn parse(text: &str) -> Result<KeyFile, Wrong> {
     let file = |reason: String| ("the whole file".to_owned(), reason);
     let table: Table = text.parse().map_err(|error: toml::de::Error| {
         let start = error.span().map_or(0, |span| span.start).min(text.len());
@@ -67,7 +77,7 @@ fn parse(text: &str) -> Result<Vec<KeyEntry>, Wrong> {
         (format!("line {line}"), "not valid TOML".to_owned())
     })?;
     if let Some(name) = table.keys().find(|name| *name != "key") {
-        return Err(file(format!("{name:?} is unknown; each key is a table [[key]]")));
+        return Err(file(format!("{}; each key is a table [[key]]", unknown(name))));
     }
     let entries = match table.get("key") {
         Some(Value::Array(entries)) if !entries.is_empty() => entries,
@@ -76,10 +86,22 @@ fn parse(text: &str) -> Result<Vec<KeyEntry>, Wrong> {
     if entries.len() > MAX_KEYS {
         return Err(file(format!("{} keys are more than {MAX_KEYS}", entries.len())));
     }
-    (1..).zip(entries).map(|(number, entry)| read_entry(number, entry)).collect()
+    let entries = (1..).zip(entries).map(|(number, entry)| read_entry(number, entry));
+    let entries = entries.collect::<Result<Vec<_>, _>>()?;
+    let has_clear_keys = entries.iter().any(|(_, is_clear)| *is_clear);
+    Ok(KeyFile { entries: entries.into_iter().map(|(entry, _)| entry).collect(), has_clear_keys })
 }
 
-fn read_entry(number: usize, entry: &Value) -> Result<KeyEntry, Wrong> {
+/// Says that a name is unknown, and which one, unless it may be a key at the wrong place.
+fn unknown(name: &str) -> String {
+    let is_harmless = name.len() <= 24
+        && !name.starts_with("sk-")
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    if is_harmless { format!("{name:?} is unknown") } else { "a name is unknown".to_owned() }
+}
+
+/// An entry, and whether it holds the key itself.
+fn read_entry(number: usize, entry: &Value) -> Result<(KeyEntry, bool), Wrong> {
     let table = entry.as_table();
     let name = table.and_then(|table| table.get("name")?.as_str()).filter(|name| is_name(name));
     let place = match name {
@@ -99,7 +121,7 @@ fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(is_good)
 }
 
-fn read_fields(name: &str, table: &Table) -> Result<KeyEntry, String> {
+fn read_fields(name: &str, table: &Table) -> Result<(KeyEntry, bool), String> {
     let (mut key, mut sha256) = (None, None);
     let mut entry = KeyEntry::unlimited(name, KeyDigest::of(b""));
     let limits: &mut LimitSettings = &mut entry.limits;
@@ -116,14 +138,15 @@ fn read_fields(name: &str, table: &Table) -> Result<KeyEntry, String> {
             }
             "models" => entry.models = read_models(value)?,
             "expires" => entry.expires = Some(read_time(value)?),
-            _ => return Err(format!("{field:?} is unknown; there are {FIELDS}")),
+            _ => return Err(format!("{}; there are {FIELDS}", unknown(field))),
         }
     }
+    let is_clear = key.is_some();
     entry.digest = match (key, sha256) {
         (Some(digest), None) | (None, Some(digest)) => digest,
         _ => return Err("it needs either `key` or `sha256`, which `locket keys hash` makes".into()),
     };
-    Ok(entry)
+    Ok((entry, is_clear))
 }
 
 fn read_key(value: &Value) -> Result<KeyDigest, String> {
@@ -195,7 +218,8 @@ mod tests {
              tokens-per-minute = 100_000\nmax-concurrent = 4\nmay-prioritise = true\nmodels = [\"a\", \"org/b\"]\n\
              expires = 2027-01-01T01:00:00+01:00\n[[key]]\nname = \"b\"\nsha256 = \"{hex}\"\n"
         );
-        let entries = parse(&text).expect("two keys");
+        let KeyFile { entries, has_clear_keys } = parse(&text).expect("two keys");
+        assert!(has_clear_keys);
         let limits = LimitSettings {
             requests_per_minute: Some(60),
             tokens_per_minute: Some(100_000),
@@ -238,12 +262,31 @@ mod tests {
             (entry("expires = \"sk-secret\""), "`expires`"),
             (entry("expires = 12:00:00"), "`expires`"),
             (entry("request-per-minute = 1"), "\"request-per-minute\" is unknown"),
+            (entry("sk-secret = \"ann\""), "a name is unknown; there are name, key"),
+            (entry("secretsecretsecretsecretse = 1"), "a name is unknown"),
+            (entry("Secret = 1").replace("Secret", "seCret"), "a name is unknown"),
+            ("\"sk-secret\" = \"ann\"".into(), "a name is unknown; each key"),
         ];
         for (text, wanted) in rows {
             let (place, reason) = parse(&text).expect_err("must fail");
             let message = format!("{place}: {reason}");
             assert!(message.contains(wanted), "{text}: {message}");
-            assert!(!message.contains("secret"), "{message}");
+            assert!(!message.to_lowercase().contains("secret"), "{message}");
+        }
+    }
+
+    #[test]
+    fn keys_in_clear_are_noticed_however_they_are_written() {
+        let hex = KeyDigest::of(b"k").to_hex();
+        let rows = [
+            ("key=\"k\"".to_owned(), true),
+            ("key  =  \"k\"".into(), true),
+            ("\"key\" = 'k'".into(), true),
+            (format!("sha256 = \"{hex}\" # key = none"), false),
+        ];
+        for (field, is_clear) in rows {
+            let file = parse(&format!("[[key]]\nname = \"a\"\n{field}\n")).expect("a key");
+            assert_eq!(file.has_clear_keys, is_clear, "{field}");
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
     state::AppState,
 };
 
-/// Routes that never ask for a key: probes, the description of the API, the page and its parts.
+/// Routes that never ask for a key: probes, and the description of the API.
 const OPEN: &[&str] = &[
     "/health",
     "/health/live",
@@ -27,8 +27,6 @@ const OPEN: &[&str] = &[
     "/openapi.json",
     "/docs",
     "/docs/{name}",
-    "/",
-    "/assets/{*file}",
 ];
 
 /// Lets a request through if its key is good or none is needed, and says on the answer what is left

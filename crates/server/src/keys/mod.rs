@@ -23,7 +23,7 @@ pub use digest::KeyDigest;
 pub use file::read_file;
 pub(crate) use guard::check;
 pub(crate) use limits::{KeyLimits, KeySlot, Limit, TokenReservation};
-pub(crate) use tier::apply_tier;
+pub(crate) use tier::{apply_tier, check_priority};
 
 use crate::state::unix_seconds;
 
@@ -36,7 +36,7 @@ pub struct KeyEntry {
     pub digest: KeyDigest,
     /// What the key may use.
     pub limits: LimitSettings,
-    /// `service_tier` `priority` and `fast` have an effect.
+    /// `service_tier` `priority` and `fast` have an effect, and `priority` may be negative.
     pub may_prioritise: bool,
     /// Served names that the key may use; empty: all.
     pub models: Vec<String>,
@@ -179,6 +179,15 @@ impl ApiKeys {
         self.current().iter().map(|key| key.entry.name.clone()).collect()
     }
 
+    /// Names of keys with those of their models that are not served.
+    pub(crate) fn unserved_models(&self, served: &[String]) -> Vec<(String, String)> {
+        let keys = self.current();
+        let models =
+            keys.iter().flat_map(|key| key.entry.models.iter().map(|model| (&key.entry.name, model)));
+        let unserved = models.filter(|(_, model)| !served.contains(model));
+        unserved.map(|(name, model)| (name.clone(), model.clone())).collect()
+    }
+
     /// The key that was presented, if it is one of ours and has not expired. The time does not
     /// depend on which one it is: all are compared, and none is left out.
     fn find(&self, presented: &[u8]) -> Option<Arc<Key>> {
@@ -241,6 +250,16 @@ mod tests {
         std::fs::write(file.path(), text).expect("written");
         let keys = ApiKeys::open(&[], Some(file.path())).expect("two keys");
         assert_eq!((found(&keys, "k1"), found(&keys, "k2").as_deref()), (None, Some("new")));
+    }
+
+    #[test]
+    fn models_that_are_not_served_are_noticed() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let text = "[[key]]\nname = \"a\"\nkey = \"k1\"\nmodels = [\"m\", \"smol\"]\n[[key]]\nname = \"b\"\nkey = \"k2\"\n";
+        std::fs::write(file.path(), text).expect("written");
+        let keys = ApiKeys::open(&[], Some(file.path())).expect("two keys");
+        assert_eq!(keys.unserved_models(&["m".into(), "n".into()]), [("a".to_owned(), "smol".to_owned())]);
+        assert_eq!(keys.unserved_models(&["m".into(), "smol".into()]), []);
     }
 
     #[test]

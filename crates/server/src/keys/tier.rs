@@ -1,6 +1,9 @@
-//! `service_tier`: who may be served earlier.
+//! `service_tier` and `priority`: who may be served earlier.
+
+use serde_json::Value;
 
 use super::Key;
+use crate::error::{ApiError, ErrorKind};
 
 /// Applies the tier that a request asks for to its place in the queue, and returns the one that is
 /// used: `priority` and `fast` lower the rank by one class if the key may, all else is `default`.
@@ -15,19 +18,49 @@ pub(crate) fn apply_tier(asked: Option<&'static str>, key: Option<&Key>, priorit
     }
 }
 
+/// Refuses a `priority` below that of requests that name none, unless the key may be served earlier.
+/// What is no number is left to the route.
+///
+/// # Errors
+/// 403 `permission_denied`.
+pub(crate) fn check_priority(key: &Key, priority: Option<&Value>) -> Result<(), ApiError> {
+    let is_earlier = priority.and_then(Value::as_f64).is_some_and(|priority| priority < 0.0);
+    if !is_earlier || key.entry.may_prioritise {
+        return Ok(());
+    }
+    let message = "`priority` is negative, but this API key may not be served before others. Send 0 or more.";
+    Err(ApiError::field(ErrorKind::PermissionDenied, "priority", message))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use serde_json::json;
+
     use super::*;
     use crate::keys::{KeyDigest, KeyEntry, KeyLimits, LimitSettings};
 
-    #[test]
-    fn only_keys_that_may_are_served_earlier() {
-        let key = |may_prioritise| Key {
+    fn key(may_prioritise: bool) -> Key {
+        Key {
             entry: KeyEntry { may_prioritise, ..KeyEntry::unlimited("a", KeyDigest::of(b"k")) },
             limits: Arc::new(KeyLimits::new(LimitSettings::default())),
-        };
+        }
+    }
+
+    #[test]
+    fn negative_priorities() {
+        for (priority, is_good) in
+            [(json!(-1), false), (json!(-2.0), false), (json!(0), true), (json!(5), true), (json!("x"), true)]
+        {
+            assert_eq!(check_priority(&key(false), Some(&priority)).is_ok(), is_good, "{priority}");
+            assert_eq!(check_priority(&key(true), Some(&priority)), Ok(()));
+        }
+        assert_eq!(check_priority(&key(false), None), Ok(()));
+    }
+
+    #[test]
+    fn only_keys_that_may_are_served_earlier() {
         let tier = |asked, key: Option<&Key>, mut priority| {
             let used = apply_tier(asked, key, &mut priority);
             (used, priority)

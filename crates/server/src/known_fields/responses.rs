@@ -140,7 +140,11 @@ pub(super) const RESPONSES: &[Row] = &[
         integer(0, u32::MAX as i64),
         "[reasoning](#reasoning): most thought tokens; 0 does not think",
     ),
-    honoured("priority", integer(i32::MIN as i64, i32::MAX as i64), "lower is served earlier"),
+    honoured(
+        "priority",
+        integer(i32::MIN as i64, i32::MAX as i64),
+        "lower is served earlier; below 0 only for [keys](#keys-and-limits) that may",
+    ),
     honoured(
         "request_id",
         Schema::Pattern("^[!-~]+$", 128),

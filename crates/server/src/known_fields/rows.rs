@@ -174,7 +174,11 @@ pub(super) const GENERATION: &[Row] = &[
         KEPT_TOKENS,
         "the last N tokens; -1: what fits beside the answer (`max_tokens`, else its default, at most half the context)",
     ),
-    honoured("priority", integer(i32::MIN as i64, i32::MAX as i64), "lower is served earlier"),
+    honoured(
+        "priority",
+        integer(i32::MIN as i64, i32::MAX as i64),
+        "lower is served earlier; below 0 only for [keys](#keys-and-limits) that may",
+    ),
     honoured(
         "request_id",
         Schema::Pattern("^[!-~]+$", 128),
@@ -216,7 +220,11 @@ pub(super) const EMBEDDINGS: &[Row] = &[
     accepted("user", Schema::Text(0, 512), "up to 512 bytes; not logged at all"),
     honoured("add_special_tokens", Schema::Boolean, "true unless given"),
     honoured("truncate_prompt_tokens", KEPT_TOKENS, "the last N tokens; -1: what the context holds"),
-    honoured("priority", integer(i32::MIN as i64, i32::MAX as i64), "lower is served earlier"),
+    honoured(
+        "priority",
+        integer(i32::MIN as i64, i32::MAX as i64),
+        "lower is served earlier; below 0 only for [keys](#keys-and-limits) that may",
+    ),
     honoured(
         "request_id",
         Schema::Pattern("^[!-~]+$", 128),

@@ -29,10 +29,18 @@ impl ImageSource {
     }
 }
 
+/// Longest part of a data URI in front of its data, comma included.
+const MAX_HEADER: usize = 256;
+
 fn read_data(text: &str, settings: &ImageSettings) -> Result<EncodedImage, MediaError> {
     // Four characters are three bytes; what is far too long is not decoded first.
     if text.len() / 4 > settings.max_bytes / 3 + 1024 {
         return Err(MediaError::TooManyBytes { limit: settings.max_bytes });
+    }
+    // Finding parameters takes time that grows with the square of their number.
+    if text.bytes().take(MAX_HEADER).all(|byte| byte != b',') {
+        let reason = format!("is a data URI without a comma in its first {MAX_HEADER} bytes");
+        return Err(MediaError::Url(reason));
     }
     let data = DataUrl::process(text)
         .map_err(|_| MediaError::Url("is not a data URI such as data:image/png;base64,...".into()))?;
@@ -149,6 +157,8 @@ mod tests {
         for text in [
             base64(&png),
             "data:".into(),
+            good.replace(';', &";a".repeat(130)),
+            format!("data:image/png{}", ";a".repeat(2000)),
             "".into(),
             "/etc/passwd".into(),
             "file:///etc/passwd".into(),

@@ -15,7 +15,7 @@ use crate::{
     generation::{Bounds, PromptSource},
     known_fields::Route,
     layers::RequestContext,
-    limits::{self, Admitted},
+    limits::{self, Read},
     prompt::{self, ChatNeeds},
     run::with_ignored_fields,
     state::AppState,
@@ -69,11 +69,9 @@ pub(crate) async fn tokenize(
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Admitted { body, permit: _permit } =
-        limits::admit(&state, &context, Route::Tokenize, request).await?;
-    let mut ignored = IgnoredFields::default();
-    let request = TokenizeRequest::read(&Field::root(&body), state.bounds(), &mut ignored)?;
-    drop(body);
+    let admitted = limits::admit(&state, &context, Route::Tokenize, request).await?;
+    let Read { fields: request, ignored, permit: _permit } =
+        admitted.read(&state, TokenizeRequest::read).await?;
     let tokens = match (request.messages, request.prompt) {
         (Some(messages), _) => {
             let chat = ChatPrompt {
@@ -134,11 +132,8 @@ pub(crate) async fn detokenize(
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Admitted { body, permit: _permit } =
-        limits::admit(&state, &context, Route::Detokenize, request).await?;
-    let mut ignored = IgnoredFields::default();
-    let tokens = read_detokenize(&Field::root(&body), state.bounds(), &mut ignored)?;
-    drop(body);
+    let admitted = limits::admit(&state, &context, Route::Detokenize, request).await?;
+    let Read { fields: tokens, ignored, permit: _permit } = admitted.read(&state, read_detokenize).await?;
     let text = prompt::decode(&state, tokens).await?;
     Ok(with_ignored_fields(Json(json!({ "prompt": text })).into_response(), &ignored))
 }

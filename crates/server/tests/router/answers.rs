@@ -1,6 +1,6 @@
 //! Answers, streamed and not, over the real engine and a model whose text is known.
 
-use crate::fake::{IM_END, IM_START, TestServer, expected, merged};
+use crate::fake::{BEYOND, IM_END, IM_START, TestServer, expected, merged};
 use serde_json::{Value, json};
 
 /// `<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n`
@@ -264,4 +264,23 @@ async fn text_parts_and_developer_messages_are_rendered() {
         text,
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\na\nb<|im_end|>\n<|im_start|>assistant\n"
     );
+}
+
+#[tokio::test]
+async fn too_long_prompts_are_named() {
+    let server = TestServer::start();
+    let long = "x".repeat(513);
+    for (prompt, param) in [
+        (json!(["a", long]), "prompt[1]"),
+        (json!([[65], vec![65; 513]]), "prompt[1]"),
+        (json!([long]), "prompt"),
+        (json!(["a", BEYOND]), "prompt[1]"),
+    ] {
+        let answer = server.post("/v1/completions", &json!({ "prompt": prompt })).await;
+        assert_eq!(answer.status, 400, "{}", answer.text);
+        let error = answer.json()["error"].clone();
+        assert_eq!(error["param"], param);
+        let message = error["message"].as_str().expect("text");
+        assert!(message.contains(&format!("`{param}`")), "{message}");
+    }
 }

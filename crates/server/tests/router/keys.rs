@@ -9,7 +9,7 @@ use locket_server::{ServerConfig, keys::KeyDigest};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use crate::fake::{Answer, TestServer, chat_body};
+use crate::fake::{Answer, DEVICE_ERROR, TestServer, chat_body, merged};
 
 const KEY: &str = "sk-right";
 
@@ -208,6 +208,22 @@ async fn tokens_per_minute() {
     assert!(metrics.contains("locket_rate_limited_total{key=\"ann\",limit=\"tokens\"} 1"), "{metrics}");
 }
 
+/// What was embedded before another input failed is charged.
+#[tokio::test]
+async fn embeddings_are_charged_one_by_one() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "[[key]]\nname = \"ann\"\nkey = \"k\"\ntokens-per-minute = 1000\n")
+        .expect("written");
+    let config = ServerConfig { api_key_file: Some(file.path().into()), ..ServerConfig::default() };
+    // One runs after the other.
+    let server = TestServer::with(config, 1);
+    let body = json!({"input": [vec![65; 400], vec![DEVICE_ERROR; 400]]});
+    let failed = server.send(request(Method::POST, "/v1/embeddings", "k", body)).await;
+    failed.is_error(500, "internal_error");
+    let left: u64 = failed.header("x-ratelimit-remaining-tokens").parse().expect("a number");
+    assert!((600..700).contains(&left), "{left}");
+}
+
 #[tokio::test]
 async fn requests_at_once() {
     let (server, _file) = with_file("[[key]]\nname = \"ann\"\nkey = \"k\"\nmax-concurrent = 1\n");
@@ -238,6 +254,30 @@ async fn service_tiers() {
             .await
             .chunks();
         assert!(chunks.iter().all(|chunk| chunk["service_tier"] == used), "{chunks:?}");
+    }
+}
+
+/// On every route that queues; an unnamed priority is 0.
+#[tokio::test]
+async fn only_keys_that_may_go_before_others() {
+    let (server, _file) = with_file(
+        "[[key]]\nname = \"ann\"\nkey = \"k\"\nmay-prioritise = true\n[[key]]\nname = \"bob\"\nkey = \"b\"\n",
+    );
+    for (path, field) in [
+        ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": "Hi"}]})),
+        ("/v1/completions", json!({"prompt": "Hi"})),
+        ("/v1/responses", json!({"input": "Hi"})),
+        ("/v1/embeddings", json!({"input": "Hi"})),
+    ] {
+        let send = async |key: &str, priority: Value| {
+            let body = merged(field.clone(), json!({ "priority": priority }));
+            server.send(request(Method::POST, path, key, body)).await
+        };
+        send("k", json!(-1)).await.ok();
+        send("b", json!(1)).await.ok();
+        let error = send("b", json!(-1)).await.is_error(403, "permission_denied");
+        assert_eq!(error["param"], "priority");
+        send("b", json!("first")).await.is_error(400, "invalid_type");
     }
 }
 

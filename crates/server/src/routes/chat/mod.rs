@@ -27,12 +27,11 @@ pub(crate) use tools::{ToolFields, ToolStyle, read_rendered_tools};
 use crate::{
     blocking,
     error::ApiError,
-    fields::{Field, IgnoredFields},
     generation::PromptSource,
     keys,
     known_fields::Route,
     layers::RequestContext,
-    limits::{self, Admitted},
+    limits::{self, Read},
     openai::{Stamp, new_id},
     prompt::{self, ChatNeeds},
     run::{self, Job},
@@ -45,11 +44,8 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Admitted { body, permit } = limits::admit(&state, &context, Route::Chat, request).await?;
-    let mut ignored = IgnoredFields::default();
-    let mut chat = ChatRequest::read(&Field::root(&body), state.bounds(), &mut ignored)?;
-    // A stream may last long: it keeps neither the body nor the messages.
-    drop(body);
+    let admitted = limits::admit(&state, &context, Route::Chat, request).await?;
+    let Read { fields: mut chat, ignored, permit } = admitted.read(&state, ChatRequest::read).await?;
     let key = context.key().map(Arc::as_ref);
     chat.used_tier = keys::apply_tier(chat.service_tier, key, &mut chat.generation.priority);
     let reasoning = state.reasoning();

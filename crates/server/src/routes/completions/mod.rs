@@ -19,11 +19,10 @@ use crate::{
     chat_ids::PromptIds,
     echo::EchoedPrompt,
     error::{ApiError, ErrorKind},
-    fields::{Field, IgnoredFields},
     generation::PromptSource,
     known_fields::Route,
     layers::RequestContext,
-    limits::{self, Admitted},
+    limits::{self, Read},
     openai::{Stamp, new_id},
     prompt,
     run::{self, Job},
@@ -39,20 +38,21 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Admitted { body, permit } = limits::admit(&state, &context, Route::Completions, request).await?;
-    let mut ignored = IgnoredFields::default();
-    let mut completion = CompletionRequest::read(&Field::root(&body), state.bounds(), &mut ignored)?;
-    // A stream may last long: it keeps neither the body nor the prompts.
-    drop(body);
+    let admitted = limits::admit(&state, &context, Route::Completions, request).await?;
+    let Read { fields: mut completion, ignored, permit } =
+        admitted.read(&state, CompletionRequest::read).await?;
     check_queue(completion.prompts.len(), completion.generation.choices(), state.engine().max_waiting())?;
 
     let add_special_tokens = completion.generation.add_special_tokens.unwrap_or(true);
     let prompts = std::mem::take(&mut completion.prompts);
     let mut prompt_ids = Vec::with_capacity(prompts.len());
     let mut written = Vec::new();
-    for prompt in prompts {
+    let is_alone = prompts.len() == 1;
+    for (index, prompt) in prompts.into_iter().enumerate() {
         let text = prompt.text().filter(|_| completion.generation.echo).map(str::to_owned);
-        let ids = encode(&state, prompt, add_special_tokens).await?;
+        let ids = encode(&state, prompt, add_special_tokens)
+            .await
+            .map_err(|error| if is_alone { error } else { PromptSource::Prompt.of_item(error, index) })?;
         written.push(Written { text, num_tokens: ids.len() });
         prompt_ids.push(PromptIds::from(ids));
     }

@@ -17,11 +17,10 @@ use crate::{
     blocking,
     chat_ids::PromptIds,
     error::ApiError,
-    fields::{Field, IgnoredFields},
     generation::{PromptSource, sampling},
     known_fields::Route,
     layers::RequestContext,
-    limits::{self, Admitted},
+    limits::{self, Read},
     prompt,
     run::{self, Job},
     state::AppState,
@@ -36,10 +35,9 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Admitted { body, permit } = limits::admit(&state, &context, Route::Embeddings, request).await?;
-    let mut ignored = IgnoredFields::default();
-    let mut embedding = EmbeddingRequest::read(&Field::root(&body), state.bounds(), &mut ignored)?;
-    drop(body);
+    let admitted = limits::admit(&state, &context, Route::Embeddings, request).await?;
+    let Read { fields: mut embedding, ignored, permit } =
+        admitted.read(&state, EmbeddingRequest::read).await?;
     embedding.generation.pooling = Some(state.config().embedding_pooling);
     let fields = &embedding.generation;
     let add_special_tokens = fields.add_special_tokens.unwrap_or(true);
@@ -55,14 +53,11 @@ pub(crate) async fn create(
         let mut prompt = PromptIds::from(ids);
         plan.truncate(&mut prompt);
         let planned = plan.request(context.request_id(), &prompt, sampling.clone());
-        requests.push(planned.map_err(|error| if is_alone { error } else { of_input(error, index) })?);
+        requests.push(planned.map_err(|error| if is_alone { error } else { source.of_item(error, index) })?);
     }
     let prompt_tokens: u64 = requests.iter().map(|request| request.prompt_ids.len() as u64).sum();
     let mut reservation = run::reserve_tokens(&state, &context, &requests)?;
-    let vectors = vectors::embed(&state, requests).await?;
-    if let Some(reservation) = &mut reservation {
-        reservation.use_up(prompt_tokens);
-    }
+    let vectors = vectors::embed(&state, requests, reservation.as_mut()).await?;
     let model = fields.model.clone().unwrap_or_else(|| state.bounds().primary_model());
     let numbers: usize = vectors.iter().map(Vec::len).sum();
     let is_base64 = embedding.is_base64;
@@ -72,12 +67,4 @@ pub(crate) async fn create(
     .await?;
     drop(permit);
     Ok(run::with_ignored_fields(response, &ignored))
-}
-
-/// Names the input that an error is about.
-fn of_input(error: ApiError, index: usize) -> ApiError {
-    let path = format!("input[{index}]");
-    let message = error.message.replace("`input`", &format!("`{path}`"));
-    let param = error.param.map(|param| if param == "input" { path } else { param });
-    ApiError { param, message, ..error }
 }

@@ -3,13 +3,14 @@
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use locket_engine::{GenerationRequest, SequenceEvent, SequenceStream, SubmitError};
 
-use crate::{error::ApiError, state::AppState};
+use crate::{error::ApiError, keys::TokenReservation, state::AppState};
 
 /// Inputs of one request that are queued or running at once: enough to fill steps, and the rest of
 /// the queue is for others.
 const IN_FLIGHT: usize = 16;
 
-/// The vectors of all requests, in their order. Dropping the future ends what runs.
+/// The vectors of all requests, in their order, each charged when it is there. Dropping the future
+/// ends what runs.
 ///
 /// # Errors
 /// The engine's refusals and failures; a queue that others have filled is no failure while inputs of
@@ -17,8 +18,11 @@ const IN_FLIGHT: usize = 16;
 pub(super) async fn embed(
     state: &AppState,
     requests: Vec<GenerationRequest>,
+    mut reservation: Option<&mut TokenReservation>,
 ) -> Result<Vec<Vec<f32>>, ApiError> {
     let mut vectors = vec![Vec::new(); requests.len()];
+    let lengths: Vec<u64> = requests.iter().map(|request| request.prompt_ids.len() as u64).collect();
+    let mut used = 0;
     let mut waiting = requests.into_iter().enumerate();
     let mut next = waiting.next();
     let mut running = FuturesUnordered::new();
@@ -41,6 +45,10 @@ pub(super) async fn embed(
         let Some(outcome) = running.next().await else { return Ok(vectors) };
         let (index, vector) = outcome?;
         vectors[index] = vector;
+        used += lengths[index];
+        if let Some(reservation) = &mut reservation {
+            reservation.use_up(used);
+        }
     }
 }
 

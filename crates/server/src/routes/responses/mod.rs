@@ -21,12 +21,11 @@ use request::ResponsesRequest;
 
 use crate::{
     error::{ApiError, ErrorKind, clip},
-    fields::{Field, IgnoredFields},
     generation::PromptSource,
     keys,
     known_fields::Route,
     layers::RequestContext,
-    limits::{self, Admitted},
+    limits::{self, Read},
     openai::{Stamp, new_item_id},
     run::{self, Job},
     state::{AppState, unix_seconds},
@@ -38,11 +37,8 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Admitted { body, permit } = limits::admit(&state, &context, Route::Responses, request).await?;
-    let mut ignored = IgnoredFields::default();
-    let mut request = ResponsesRequest::read(&Field::root(&body), state.bounds(), &mut ignored)?;
-    // A stream may last long: it keeps neither the body nor the messages.
-    drop(body);
+    let admitted = limits::admit(&state, &context, Route::Responses, request).await?;
+    let Read { fields: mut request, ignored, permit } = admitted.read(&state, ResponsesRequest::read).await?;
     let key = context.key().map(Arc::as_ref);
     request.echo.service_tier = keys::apply_tier(request.service_tier, key, &mut request.generation.priority);
     let reasoning = state.reasoning();
