@@ -364,3 +364,15 @@ fn real_threads_say_the_same_and_wake_a_sleeping_engine() {
     handle.drain();
     thread.join().unwrap();
 }
+
+/// A machine that starts no more threads: the request fails, and waits for nobody.
+#[test]
+fn without_a_thread_a_steered_sequence_fails() {
+    let mut bench = Bench::new(&[(160, 20)], config());
+    bench.engine.workers.refuse_threads();
+    let mut readers = submit_all(&bench.handle, &[steered(opened(), request(5, 3))]);
+    bench.run_until_idle();
+    readers[0].read(usize::MAX);
+    assert_eq!(readers[0].last(), Some(&SequenceEvent::Failed(EngineFailure::Internal)));
+    bench.assert_empty();
+}

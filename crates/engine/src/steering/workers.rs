@@ -21,6 +21,13 @@ use crate::{
 /// its processors.
 const THREADS: usize = 2;
 
+/// Starts a thread of this name.
+type Spawn = fn(String, Box<dyn FnOnce() + Send>) -> std::io::Result<JoinHandle<()>>;
+
+fn spawn(name: String, work: Box<dyn FnOnce() + Send>) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name).spawn(work)
+}
+
 /// A computation of this length is worth a line in the log.
 const SLOW: Duration = Duration::from_secs(1);
 
@@ -165,6 +172,10 @@ pub(crate) struct Workers {
     threads: Vec<JoinHandle<()>>,
     /// Most threads; tests that compute by hand have none.
     limit: usize,
+    /// Starts them.
+    spawn: Spawn,
+    /// A job was handed out once.
+    was_used: bool,
     /// Jobs that were taken back; swapped with the desk's list so that neither is ever made anew.
     taken: Vec<Job>,
 }
@@ -177,12 +188,15 @@ impl Workers {
             bell: Arc::new(bell),
             threads: Vec::new(),
             limit: THREADS,
+            spawn,
+            was_used: false,
             taken: Vec::new(),
         }
     }
 
     /// Has the guide of a job computed.
     pub(crate) fn submit(&mut self, mut job: Job) {
+        self.was_used = true;
         if self.threads.len() < self.limit
             && let Err(error) = self.start_thread()
             && self.threads.is_empty()
@@ -200,13 +214,14 @@ impl Workers {
         let (desk, shared) = (Arc::clone(&self.desk), Arc::clone(&self.shared));
         let bell = Arc::clone(&self.bell);
         let name = format!("locket-steering-{}", self.threads.len());
-        self.threads.push(std::thread::Builder::new().name(name).spawn(move || {
+        let work = move || {
             while let Some(mut job) = desk.next() {
                 job.compute_and_measure(&shared);
                 desk.finish(job);
                 bell();
             }
-        })?);
+        };
+        self.threads.push((self.spawn)(name, Box::new(work))?);
         Ok(())
     }
 
@@ -220,7 +235,7 @@ impl Workers {
 
     /// Whether any job was ever handed out: if not, there is nothing to take back.
     pub(crate) fn is_unused(&self) -> bool {
-        self.threads.is_empty() && self.limit > 0
+        !self.was_used
     }
 
     /// Withdraws the job of a sequence that has ended, unless a worker has it already.
@@ -266,6 +281,12 @@ impl Workers {
     /// From now on jobs are computed by [`Self::compute_one`].
     pub(crate) fn work_by_hand(&mut self) {
         self.limit = 0;
+    }
+
+    /// From now on no thread can be started.
+    pub(crate) fn refuse_threads(&mut self) {
+        self.limit = THREADS;
+        self.spawn = |_, _| Err(std::io::ErrorKind::WouldBlock.into());
     }
 
     /// Jobs that nobody has begun.
