@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use crate::tools::ToolFormat;
+
 mod counter;
 mod scanner;
 mod splitter;
@@ -130,13 +132,21 @@ impl ReasoningProfile {
         if answer_open.is_some_and(|answer| answer.starts_with(open) || open.starts_with(answer)) {
             return Err("answer-open: must not begin like open".into());
         }
+        let markers = ThoughtMarkers {
+            open: open.into(),
+            close: close.into(),
+            answer_open: answer_open.map(str::to_owned),
+            call_openers: Vec::new(),
+        };
+        // The thought would end, or seem to, before its end is forced.
+        let of_calls = ToolFormat::ALL.into_iter().flat_map(|format| format.markers().iter().copied());
+        if let Some(marker) =
+            markers.all().chain(of_calls).find(|marker| settings.budget_message.contains(marker))
+        {
+            return Err(format!("budget-message: must not contain the marker {marker:?}"));
+        }
         Ok(Some(Self {
-            markers: ThoughtMarkers {
-                open: open.into(),
-                close: close.into(),
-                answer_open: answer_open.map(str::to_owned),
-                call_openers: Vec::new(),
-            },
+            markers,
             open_in_prompt: settings.open_in_prompt,
             budget_message: settings.budget_message.clone(),
         }))
@@ -238,6 +248,21 @@ mod tests {
         ] {
             let error = resolve(&settings, "plain").expect_err("it cannot work");
             assert!(error.starts_with(name), "{settings:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_budget_message_has_no_marker() {
+        for (message, is_good) in [
+            ("Time is up. </think", true),
+            ("So </think>", false),
+            ("<think>", false),
+            ("\n<tool_call>", false),
+        ] {
+            let settings = ReasoningSettings { budget_message: message.into(), ..Default::default() };
+            let resolved = ReasoningProfile::resolve(&settings, Some("<think>"));
+            assert_eq!(resolved.is_ok(), is_good, "{message}");
+            assert!(resolved.err().is_none_or(|error| error.starts_with("budget-message: ")));
         }
     }
 

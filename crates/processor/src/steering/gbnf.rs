@@ -3,7 +3,7 @@
 //! | GBNF | Lark |
 //! | --- | --- |
 //! | `root ::= item+` | `start: item+` |
-//! | `my-rule` | `my_rule` |
+//! | `my-rule` | `rule_my_mrule` |
 //! | `[a-z]`, `[^"]` | `/[a-z]/`, `/[^"]/` |
 //! | `.` | `/(?s:.)/` |
 //! | `# comment` | left out |
@@ -87,12 +87,12 @@ fn rule_name(name: &str) -> String {
     let mut lark = String::from("rule_");
     for letter in name.chars() {
         match letter {
-            // Both would be `_`.
-            '-' => lark.push_str("__"),
+            // Two names are never one in Lark: `_` begins two letters that stand for one.
+            '_' => lark.push_str("__"),
+            '-' => lark.push_str("_m"),
             'A'..='Z' => {
-                lark.push(letter.to_ascii_lowercase());
-                // `A` and `a` are two names.
                 lark.push_str("_u");
+                lark.push(letter.to_ascii_lowercase());
             }
             _ => lark.push(letter),
         }
@@ -114,4 +114,24 @@ fn literal_end(text: &str, end: char) -> Result<usize, GrammarError> {
     let line = text.lines().next().unwrap_or_default();
     let shown: String = line.chars().take(40).collect();
     Err(GrammarError::whole(format!("`{shown}` has no closing `{end}`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_apart() {
+        let names = [
+            "root", "start", "A", "a_u", "a", "ua", "_ua", "u-a", "a-b", "a__b", "a_b", "a_mb", "aB", "AB",
+            "1",
+        ];
+        let mut lark: Vec<String> = names.into_iter().map(rule_name).collect();
+        lark.sort();
+        lark.dedup();
+        assert_eq!(lark.len(), names.len(), "{lark:?}");
+        let is_rule =
+            |name: &String| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        assert!(lark.iter().all(is_rule), "{lark:?}");
+    }
 }
