@@ -175,7 +175,18 @@ impl Reasoning {
         if let Some(effort) = fields.effort.filter(|_| self.switches.reasoning_effort) {
             kwargs.entry("reasoning_effort").or_insert_with(|| effort.into());
         }
-        Ok(ReasoningChoice { profile: self.profile.clone(), mode, is_told: key.is_some(), budget })
+        let is_told = key.is_some() || self.is_effort_told(fields, kwargs);
+        Ok(ReasoningChoice { profile: self.profile.clone(), mode, is_told, budget })
+    }
+
+    /// Whether a template that knows efforts gets one, and nothing that wins over it says otherwise.
+    fn is_effort_told(&self, fields: &ReasoningFields, kwargs: &Map<String, Value>) -> bool {
+        let Some(effort) = kwargs.get("reasoning_effort").filter(|_| self.switches.reasoning_effort) else {
+            return false;
+        };
+        let of_effort =
+            effort.as_str().filter(|effort| EFFORTS.contains(effort)).map(|name| effort_row(name).0);
+        said_mode(fields, kwargs).is_none_or(|mode| of_effort == Some(mode))
     }
 
     /// `asked` is the mode that the request itself names.
@@ -200,11 +211,15 @@ impl Reasoning {
 
 /// The mode that a request names, whatever the operator prefers.
 fn asked_mode(fields: &ReasoningFields, kwargs: &Map<String, Value>) -> Option<ReasoningMode> {
+    said_mode(fields, kwargs).or_else(|| fields.effort.map(|effort| effort_row(effort).0))
+}
+
+/// The mode that it names by anything but an effort.
+fn said_mode(fields: &ReasoningFields, kwargs: &Map<String, Value>) -> Option<ReasoningMode> {
     let told = ["enable_thinking", "thinking"].iter().find_map(|key| kwargs.get(*key)?.as_bool());
     let of_kwargs = told.map(|is_on| if is_on { ReasoningMode::Slow } else { ReasoningMode::Fast });
     let of_budget = || (fields.token_budget == Some(0)).then_some(ReasoningMode::Fast);
-    let of_effort = || fields.effort.map(|effort| effort_row(effort).0);
-    fields.thinking.or_else(of_budget).or(of_kwargs).or_else(of_effort)
+    fields.thinking.or_else(of_budget).or(of_kwargs)
 }
 
 fn no_thoughts(field: &'static str) -> ApiError {

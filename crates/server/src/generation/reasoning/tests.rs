@@ -116,6 +116,33 @@ fn templates_are_told() {
     }
 }
 
+/// An effort is all that some templates know: they are told it, and nothing is forced unless what wins over
+/// it says otherwise.
+#[test]
+fn templates_that_know_efforts_only() {
+    use ReasoningMode::{Fast, Slow};
+    let switches = TemplateSwitches { reasoning_effort: true, ..Default::default() };
+    let reasoning = Reasoning { mode: Some(Slow), ..reasoning(switches) };
+    let rows = [
+        (json!({"reasoning_effort": "none"}), json!({}), json!("none"), None),
+        (json!({"reasoning_effort": "medium"}), json!({}), json!("medium"), None),
+        (json!({}), json!({"reasoning_effort": "own"}), json!("own"), None),
+        (json!({"reasoning_effort": "low"}), json!({"thinking": true}), json!("low"), None),
+        (json!({"reasoning_effort": "low", "thinking_token_budget": 0}), json!({}), json!("low"), Some(Fast)),
+        (json!({"reasoning_effort": "none"}), json!({"thinking": true}), json!("none"), Some(Slow)),
+        (json!({"thinking": {"type": "disabled"}}), json!({}), Value::Null, Some(Fast)),
+        (json!({}), json!({}), Value::Null, Some(Slow)),
+    ];
+    for (body, kwargs, effort, forced) in rows {
+        let (choice, kwargs) = decide(&reasoning, body.clone(), kwargs).expect("good");
+        assert_eq!(
+            (&kwargs["reasoning_effort"], choice.for_prompt().expect("a profile").1),
+            (&effort, forced),
+            "{body}"
+        );
+    }
+}
+
 #[test]
 fn contradictions_and_bad_values() {
     use ErrorKind::*;
