@@ -11,6 +11,7 @@ use locket_model::{
 use serde_json::{Map, Value};
 
 mod chat_template;
+mod content_stops;
 pub mod error;
 mod gguf_tokenizer;
 mod pre_tokenizer;

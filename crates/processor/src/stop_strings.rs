@@ -106,6 +106,12 @@ impl StopMatcher {
         self.best
     }
 
+    /// Begins again, as at the start of a text.
+    pub fn restart(&mut self) {
+        self.patterns.iter_mut().for_each(|pattern| pattern.matched = 0);
+        (self.position, self.best) = (0, None);
+    }
+
     /// Where the longest unfinished match starts; the current position if there is none.
     fn earliest_partial(&self) -> usize {
         self.position - self.patterns.iter().map(|pattern| pattern.matched).max().unwrap_or(0)

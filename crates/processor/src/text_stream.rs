@@ -8,8 +8,10 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
+    content_stops::ContentStops,
     reasoning::{Scanner, ThoughtMarkers, ThoughtStart},
-    stop_strings::{StopMatch, StopMatcher},
+    stop_strings::StopMatch,
+    tools::ToolSyntax,
 };
 
 /// What a [`TextStream`] should look for.
@@ -22,6 +24,8 @@ pub struct TextOptions {
     pub include_stop: bool,
     /// The text may have a thought: stop strings count behind it only.
     pub thought: Option<(Arc<ThoughtMarkers>, ThoughtStart)>,
+    /// The text may have these calls: stop strings count beside them only.
+    pub calls: Option<Arc<ToolSyntax>>,
 }
 
 /// What became certain with one token.
@@ -43,7 +47,7 @@ pub struct TextStream {
     include_stop: bool,
     /// Finds where the content begins, in which stop strings count; none: it is all content.
     thought: Option<Scanner>,
-    stops: StopMatcher,
+    stops: ContentStops,
     /// Bytes of a character that is not complete yet; at most three.
     incomplete: Vec<u8>,
     /// Decoded text that was not given out yet.
@@ -70,7 +74,7 @@ impl TextStream {
         Self {
             include_stop: options.include_stop,
             thought: options.thought.map(|(markers, start)| Scanner::new(markers, start)),
-            stops: StopMatcher::new(&options.stop),
+            stops: ContentStops::new(&options.stop, options.calls.as_deref()),
             incomplete: Vec::new(),
             held: String::new(),
             given: 0,
@@ -113,7 +117,11 @@ impl TextStream {
             self.scanned = self.given + self.held.len();
             thought.finish();
         }
-        match self.scan().or_else(|| self.in_text(self.stops.finish())) {
+        let found = self.scan().or_else(|| {
+            let found = self.stops.finish();
+            self.in_text(found)
+        });
+        match found {
             Some(found) => self.stop_at(found),
             None => {
                 self.is_over = true;
@@ -175,8 +183,7 @@ impl TextStream {
         self.scanned = end;
         let fresh = self.content_start()? + self.matched;
         self.matched += end - fresh;
-        let fresh = &self.held.as_bytes()[fresh - self.given..];
-        let found = fresh.iter().find_map(|&byte| self.stops.push(byte));
+        let found = self.stops.push(&self.held[fresh - self.given..]);
         self.in_text(found)
     }
 
@@ -235,7 +242,7 @@ mod tests {
         TextStream::new(TextOptions {
             stop: stop.iter().map(ToString::to_string).collect(),
             include_stop,
-            thought: None,
+            ..TextOptions::default()
         })
     }
 
@@ -317,6 +324,7 @@ mod tests {
                 stop: vec![stop.into()],
                 include_stop: false,
                 thought: Some((Arc::clone(&markers), start)),
+                calls: None,
             });
             let mut text = String::new();
             let mut stopped = None;
@@ -381,7 +389,7 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
             cuts.push(bytes.len());
             cuts.sort_unstable();
-            let mut stream = TextStream::new(TextOptions { stop: stop.clone(), include_stop, thought: None });
+            let mut stream = TextStream::new(TextOptions { stop: stop.clone(), include_stop, ..TextOptions::default() });
             let (mut text, mut stopped, mut released, mut start) = (String::new(), None, 0, 0);
             for end in &cuts {
                 let delta = stream.push(&bytes[start..*end]);

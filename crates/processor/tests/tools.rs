@@ -11,10 +11,13 @@ use std::sync::Arc;
 
 use locket_processor::{
     Processor,
-    steering::{AnswerSpec, GrammarSource, SteeringSpec, Trigger},
+    steering::{
+        AnswerSpec, ForbiddenTexts, GrammarError, GrammarSource, SteeringSpec, Trigger, check_schema,
+        is_grammar,
+    },
     tools::{ToolDelta, ToolFormat, ToolParser, ToolSpec, ToolSyntax},
 };
-use rand::{SeedableRng as _, rngs::StdRng};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use sampler::Sampler;
 use serde_json::{Map, Value, json};
 
@@ -160,7 +163,7 @@ fn what_is_not_strict_is_relaxed() {
         tools: vec![tool("a", false), tool("b", true)],
         is_parallel: true,
     };
-    syntax.relax();
+    relax(&mut syntax);
     assert_eq!(syntax.tools[0].parameters, Some(json!({"type": "object"})));
     assert_eq!(syntax.tools[1].parameters, parameters);
     let processor = processor();
@@ -168,4 +171,97 @@ fn what_is_not_strict_is_relaxed() {
     assert!(grammars.compile(&syntax.calls()).is_err());
     syntax.tools.pop();
     assert!(grammars.compile(&GrammarSource::AnyOf(vec![GrammarSource::JsonObject, syntax.calls()])).is_ok());
+}
+
+fn relax(syntax: &mut ToolSyntax) {
+    let are_grammars: Vec<bool> = syntax.lenient_schemas().iter().map(is_grammar).collect();
+    syntax.relax(&are_grammars);
+}
+
+/// The longest chains of references that fit into a schema, on a test's small stack.
+#[test]
+fn long_chains_of_references_need_no_stack_of_the_caller() {
+    let chain = |links: usize, link: &dyn Fn(Value) -> Value| {
+        let entry = |number: usize| {
+            let next = format!("#/$defs/{:x}", number + 1);
+            let inner =
+                if number + 1 == links { json!({"type": "null"}) } else { link(json!({"$ref": next})) };
+            (format!("{number:x}"), inner)
+        };
+        let definitions: Map<String, Value> = (0..links).map(entry).collect();
+        json!({"type": "object", "properties": {"a": {"$ref": "#/$defs/0"}}, "$defs": definitions})
+    };
+    let all_of = |inner: Value| json!({"allOf": [inner], "type": "null"});
+    let schemas = [
+        chain(7_000, &|inner| inner),
+        chain(4_500, &|inner| json!({"anyOf": [inner]})),
+        chain(3_000, &all_of),
+        chain(4_000, &|inner| json!({"items": inner})),
+    ];
+    for schema in schemas {
+        let bytes = schema.to_string().len();
+        assert!((150_000..=256 << 10).contains(&bytes), "{bytes} bytes");
+        let tool = ToolSpec { name: "a".into(), parameters: Some(schema.clone()), is_strict: false };
+        let mut syntax = ToolSyntax { format: ToolFormat::Hermes, tools: vec![tool], is_parallel: true };
+        relax(&mut syntax);
+        let parameters = syntax.tools[0].parameters.clone();
+        let checked = check_schema(&schema);
+        let is_too_large = |error: &GrammarError| error.reason.contains("bytes");
+        assert!(!checked.as_ref().is_err_and(is_too_large), "it was compiled: {checked:?}");
+        let is_kept = checked.is_ok();
+        assert_eq!(parameters, Some(if is_kept { schema } else { json!({"type": "object"}) }));
+    }
+}
+
+/// Whoever may not call writes no call, however much of one is written and however it is spelled.
+#[test]
+fn forbidden_calls_are_never_written() {
+    let processor = processor();
+    let blank = processor.encode(" ", false).unwrap()[0];
+    for format in ToolFormat::ALL {
+        let syntax = syntax(format, true);
+        let texts = Arc::new(ForbiddenTexts::new(&syntax.call_texts()));
+        let spec = SteeringSpec { answer: AnswerSpec::Without(texts), ..SteeringSpec::default() };
+        let plan = spec.plan(&processor).unwrap();
+        let begins = match format {
+            ToolFormat::Hermes => ["<tool_call>", "</tool_call>", "<tool_call"],
+            ToolFormat::LlamaJson => ["{\"name\": \"weather\"", "{\"name\" :\"time\"", "<|python_tag|>"],
+            ToolFormat::Pythonic => ["[weather(", "[ options-2(", "<|python_start|>"],
+        };
+        let mut refused = 0;
+        for seed in 0..150 {
+            let rng = &mut StdRng::seed_from_u64(seed);
+            let mut sampler = Sampler::new(&processor, &plan);
+            for _ in 0..4 {
+                // Any spelling of what begins a call, as far as it may be written.
+                let begin = begins.choose(rng).unwrap();
+                let mut rest = begin.as_bytes();
+                while !rest.is_empty() {
+                    let spells = |id: &u32| {
+                        let bytes = processor.token_bytes(*id);
+                        !bytes.is_empty() && rest.starts_with(bytes)
+                    };
+                    let ids: Vec<u32> = (0..processor.vocab_size() as u32).filter(spells).collect();
+                    let id = *ids.choose(rng).unwrap();
+                    if !sampler.allows(id) {
+                        refused += 1;
+                        break;
+                    }
+                    sampler.take(id);
+                    rest = &rest[processor.token_bytes(id).len()..];
+                }
+                assert!(*begin == "<tool_call" || !rest.is_empty(), "{}", sampler.text());
+                if rng.random_bool(0.5) {
+                    sampler.take(blank);
+                }
+            }
+            let text = sampler.text();
+            assert_eq!(read(&syntax, &text), (text.clone(), Vec::new()));
+            assert!(format.markers().iter().all(|marker| !text.contains(marker)), "{text}");
+        }
+        assert!(refused > 300, "{format:?}: {refused}");
+        // What is no call is free.
+        let mut sampler = Sampler::new(&processor, &plan);
+        sampler.write("a < b [c](d) {\"name\": \"other\"} weather(x)");
+    }
 }

@@ -94,8 +94,7 @@ pub(crate) struct Finish {
 pub(crate) struct ChoiceText {
     tokens: Arc<dyn TokenTable>,
     text: TextStream,
-    stop: Vec<String>,
-    include_stop: bool,
+    options: TextOptions,
     stop_token_ids: Vec<u32>,
     keep_special_tokens: bool,
     /// Control tokens that are shown all the same.
@@ -120,13 +119,19 @@ struct ThoughtWatch {
 impl ChoiceText {
     /// Starts an empty text.
     pub(crate) fn new(tokens: Arc<dyn TokenTable>, fields: &GenerationFields) -> Self {
-        let options =
-            TextOptions { stop: fields.stop.clone(), include_stop: fields.include_stop, thought: None };
+        let calls = fields.wanted.calls.as_ref();
+        // An answer that must be calls has no content for them to count in.
+        let is_content_free = calls.is_some_and(|calls| calls.in_text.is_none());
+        let options = TextOptions {
+            stop: if is_content_free { Vec::new() } else { fields.stop.clone() },
+            include_stop: fields.include_stop,
+            thought: None,
+            calls: calls.map(|calls| Arc::clone(&calls.syntax)),
+        };
         Self {
             tokens,
-            text: TextStream::new(options),
-            stop: fields.stop.clone(),
-            include_stop: fields.include_stop,
+            text: TextStream::new(options.clone()),
+            options,
             stop_token_ids: fields.stop_token_ids.clone(),
             keep_special_tokens: fields.keep_special_tokens,
             shown_token_ids: fields.shown_token_ids.clone(),
@@ -148,11 +153,8 @@ impl ChoiceText {
     pub(crate) fn thinking(mut self, thought: Option<(&Thought, &HttpMetrics)>) -> Self {
         let Some((thought, metrics)) = thought else { return self };
         self.shown_token_ids.extend_from_slice(&thought.marker_ids);
-        self.text = TextStream::new(TextOptions {
-            stop: self.stop.clone(),
-            include_stop: self.include_stop,
-            thought: Some((Arc::clone(&thought.markers), thought.start)),
-        });
+        self.options.thought = Some((Arc::clone(&thought.markers), thought.start));
+        self.text = TextStream::new(self.options.clone());
         self.thought = Some(ThoughtWatch {
             counter: ThoughtCounter::new(Arc::clone(&thought.markers), thought.start),
             requested: thought.requested,
@@ -256,7 +258,7 @@ impl ChoiceText {
     fn stopped_by(&self, stop: usize) -> Finish {
         Finish {
             reason: FinishReason::Stop,
-            stop_reason: self.stop.get(stop).cloned().map(StopReason::Text),
+            stop_reason: self.options.stop.get(stop).cloned().map(StopReason::Text),
             completion_tokens: self.completion_tokens,
             folded_tokens: self.folded_tokens,
         }

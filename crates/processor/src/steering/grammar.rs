@@ -124,16 +124,7 @@ impl Grammars {
     /// # Errors
     /// A source that is not in its language, is beyond a limit, or that no text satisfies.
     pub fn compile(&self, source: &GrammarSource) -> Result<Arc<CompiledGrammar>, GrammarError> {
-        // The compiler recurses over the source, so it gets a stack for the deepest that is allowed.
-        thread::scope(|scope| {
-            thread::Builder::new()
-                .name("grammar".into())
-                .stack_size(limits::COMPILER_STACK_BYTES)
-                .spawn_scoped(scope, || self.compile_here(source))
-                .map_err(|error| GrammarError::whole(format!("no thread to compile it: {error}")))?
-                .join()
-                .unwrap_or_else(|_| Err(GrammarError::whole("the compiler failed on it")))
-        })
+        on_compiler_thread(|| self.compile_here(source))
     }
 
     fn compile_here(&self, source: &GrammarSource) -> Result<Arc<CompiledGrammar>, GrammarError> {
@@ -220,6 +211,22 @@ impl Grammars {
             sources.iter().map(|source| self.expression(source, parts)).collect();
         Ok(format!("({})", expressions?.join(with)))
     }
+}
+
+/// Runs a compilation. The compiler recurses over the source, so it gets a stack for the deepest that is
+/// allowed: nested, or a chain of references.
+pub(super) fn on_compiler_thread<T: Send>(
+    work: impl FnOnce() -> Result<T, GrammarError> + Send,
+) -> Result<T, GrammarError> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("grammar".into())
+            .stack_size(limits::COMPILER_STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .map_err(|error| GrammarError::whole(format!("no thread to compile it: {error}")))?
+            .join()
+            .unwrap_or_else(|_| Err(GrammarError::whole("the compiler failed on it")))
+    })
 }
 
 /// A regular expression as a Lark terminal.

@@ -3,7 +3,11 @@
 use llguidance::api::{GrammarInit, TopLevelGrammar};
 use serde_json::{Map, Value, json};
 
-use super::{GrammarError, grammar::first_line, lark_text, limits};
+use super::{
+    GrammarError,
+    grammar::{first_line, on_compiler_thread},
+    lark_text, limits,
+};
 
 /// White space between the parts of a JSON text: one blank, or a new line with up to 32 blanks of
 /// indentation. Models may write JSON in their usual way, but cannot go on with blanks for ever.
@@ -191,11 +195,7 @@ fn fails_alike(part: &Value, root: &Map<String, Value>, reason: &str) -> bool {
             alone.entry(definitions).or_insert_with(|| value.clone());
         }
     }
-    let grammar = TopLevelGrammar::from_json_schema(Value::Object(alone));
-    match GrammarInit::Serialized(grammar).to_internal(None, limits::parser_limits()) {
-        Ok(_) => false,
-        Err(error) => reason.contains(&first_line(&error)),
-    }
+    compile_prepared(&Value::Object(alone)).is_err_and(|error| reason.contains(&error))
 }
 
 /// Whether a schema can be a grammar, or part of one, short of what only whole grammars show.
@@ -203,10 +203,20 @@ fn fails_alike(part: &Value, root: &Map<String, Value>, reason: &str) -> bool {
 /// # Errors
 /// As of [`Grammars::compile`](super::Grammars::compile).
 pub fn check_schema(schema: &Value) -> Result<(), GrammarError> {
-    let prepared = prepare(schema)?;
-    let grammar = TopLevelGrammar::from_json_schema(prepared.clone());
-    match GrammarInit::Serialized(grammar).to_internal(None, limits::parser_limits()) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(located(&prepared, first_line(&error))),
-    }
+    on_compiler_thread(|| {
+        let prepared = prepare(schema)?;
+        compile_prepared(&prepared).map_err(|reason| located(&prepared, reason))
+    })
+}
+
+/// What [`check_schema`] says, without the search for the place of an error, which takes many times as
+/// long.
+pub fn is_grammar(schema: &Value) -> bool {
+    on_compiler_thread(|| compile_prepared(&prepare(schema)?).map_err(GrammarError::whole)).is_ok()
+}
+
+fn compile_prepared(schema: &Value) -> Result<(), String> {
+    let grammar = TopLevelGrammar::from_json_schema(schema.clone());
+    let compiled = GrammarInit::Serialized(grammar).to_internal(None, limits::parser_limits());
+    compiled.map(drop).map_err(|error| first_line(&error))
 }

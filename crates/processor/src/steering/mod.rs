@@ -11,6 +11,7 @@ use locket_engine::steering::{Advance, Guide, SharedPlan, Steering, SteeringPlan
 
 use crate::Processor;
 
+mod forbidden;
 mod gbnf;
 mod grammar;
 mod json_schema;
@@ -21,11 +22,13 @@ mod thinking;
 mod token_env;
 mod trigger;
 
+pub use forbidden::ForbiddenTexts;
 pub use grammar::{CompiledGrammar, GrammarError, GrammarSource, Grammars};
-pub use json_schema::check_schema;
+pub use json_schema::{check_schema, is_grammar};
 pub use thinking::ThinkingPlan;
 pub use trigger::Trigger;
 
+use forbidden::ForbiddenState;
 use matching::GrammarState;
 use trigger::TriggerState;
 
@@ -63,6 +66,8 @@ pub enum AnswerSpec {
     Grammar(Arc<CompiledGrammar>),
     /// Free until a marker.
     Trigger(Arc<Trigger>),
+    /// Free but for some texts, which nothing in front of the answer may have either.
+    Without(Arc<ForbiddenTexts>),
 }
 
 /// Everything that steers the continuations of a request.
@@ -107,6 +112,10 @@ impl SteeringPlan for AnswerPlan {
             AnswerSpec::Trigger(trigger) => {
                 AnswerState::Trigger(Box::new(TriggerState::new(Arc::clone(trigger))))
             }
+            AnswerSpec::Without(texts) => {
+                texts.prepare(&self.processor);
+                AnswerState::Without(Arc::clone(texts), ForbiddenState::default())
+            }
         };
         Box::new(SteeredAnswer { prelude, answer, opener: None, processor: Arc::clone(&self.processor) })
     }
@@ -126,6 +135,8 @@ enum AnswerState {
     Free,
     Grammar(Box<GrammarState>),
     Trigger(Box<TriggerState>),
+    /// Its state is that of the whole continuation, whatever came before the answer included.
+    Without(Arc<ForbiddenTexts>, ForbiddenState),
 }
 
 impl fmt::Debug for SteeredAnswer {
@@ -134,6 +145,7 @@ impl fmt::Debug for SteeredAnswer {
             AnswerState::Free => "free",
             AnswerState::Grammar(_) => "grammar",
             AnswerState::Trigger(_) => "trigger",
+            AnswerState::Without(..) => "without",
         };
         out.debug_struct("SteeredAnswer").field("prelude", &self.prelude).field("answer", &answer).finish()
     }
@@ -149,6 +161,8 @@ impl AnswerState {
                 Advance::Compute
             }
             Self::Trigger(trigger) => trigger.advance_bytes(bytes),
+            // They were taken in with their tokens.
+            Self::Without(..) => Advance::Known(Guide::Free),
         }
     }
 
@@ -160,12 +174,13 @@ impl AnswerState {
                 Advance::Compute
             }
             Self::Trigger(trigger) => trigger.advance(id, bytes),
+            Self::Without(..) => Advance::Known(Guide::Free),
         }
     }
 
     fn compute(&mut self, allowed: &mut TokenSet) -> Guide {
         match self {
-            Self::Free => Guide::Free,
+            Self::Free | Self::Without(..) => Guide::Free,
             Self::Grammar(grammar) => grammar.compute(allowed),
             Self::Trigger(trigger) => trigger.compute(allowed),
         }
@@ -199,10 +214,9 @@ impl SteeredAnswer {
         let is_grammar = matches!(self.answer, AnswerState::Grammar(_));
         self.prelude.as_ref().filter(|_| is_grammar)?.opener()
     }
-}
 
-impl Steering for SteeredAnswer {
-    fn advance(&mut self, id: u32) -> Advance {
+    /// Notes a token; forbidden texts are not looked for.
+    fn advance_parts(&mut self, id: u32) -> Advance {
         let bytes = self.processor.token_bytes(id);
         if self.undecided().is_some() {
             if self.opener.take() == Some(id) {
@@ -220,14 +234,32 @@ impl Steering for SteeredAnswer {
             }
         }
     }
+}
+
+impl Steering for SteeredAnswer {
+    fn advance(&mut self, id: u32) -> Advance {
+        let advance = self.advance_parts(id);
+        let AnswerState::Without(texts, state) = &mut self.answer else { return advance };
+        state.take(texts, id, &self.processor);
+        match advance {
+            Advance::Known(Guide::Free) if state.is_restricted(texts, &self.processor) => Advance::Compute,
+            advance => advance,
+        }
+    }
 
     fn compute(&mut self, allowed: &mut TokenSet) -> Guide {
         if let Some(opener) = self.undecided() {
             return self.compute_first(opener, allowed);
         }
-        match &self.prelude {
+        let guide = match &self.prelude {
             Some(prelude) => prelude.guide(),
             None => self.answer.compute(allowed),
+        };
+        match &self.answer {
+            AnswerState::Without(texts, state) if guide == Guide::Free => {
+                state.compute(texts, &self.processor, allowed)
+            }
+            _ => guide,
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{ToolFormat, hermes, pythonic::is_name};
-use crate::steering::{GrammarSource, check_schema};
+use crate::steering::GrammarSource;
 
 /// A function that the model may call.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -50,16 +50,35 @@ impl ToolSyntax {
         if self.is_parallel { None } else { Some(1) }
     }
 
+    /// The schemas of tools that are not strict. Whether they can be made grammars is for
+    /// [`is_grammar`](crate::steering::is_grammar) to say.
+    pub fn lenient_schemas(&self) -> Vec<Value> {
+        let lenient = self.tools.iter().filter(|tool| !tool.is_strict);
+        lenient.filter_map(|tool| tool.parameters.as_ref()).map(object_schema).collect()
+    }
+
     /// Lets the arguments of tools that are not strict be any object where their schema cannot be
-    /// made a grammar. Takes milliseconds for large schemas.
-    pub fn relax(&mut self) {
-        for tool in self.tools.iter_mut().filter(|tool| !tool.is_strict) {
-            if let Some(schema) = &mut tool.parameters
-                && check_schema(&object_schema(schema)).is_err()
-            {
-                *schema = json!({"type": "object"});
-            }
+    /// made a grammar; `are_grammars` says it of each of the [`Self::lenient_schemas`].
+    pub fn relax(&mut self, are_grammars: &[bool]) {
+        let lenient = self.tools.iter_mut().filter(|tool| !tool.is_strict);
+        let schemas = lenient.filter_map(|tool| tool.parameters.as_mut());
+        for (schema, _) in schemas.zip(are_grammars).filter(|(_, is_grammar)| !**is_grammar) {
+            *schema = json!({"type": "object"});
         }
+    }
+
+    /// What no text may have that is not to have calls: its parts, with any blanks between them. Where a
+    /// call has no marker of its own, it is the functions' names in the places of calls.
+    pub fn call_texts(&self) -> Vec<Vec<String>> {
+        let markers = self.format.markers().iter().map(|marker| vec![(*marker).to_owned()]);
+        let names = self.tools.iter().filter_map(|tool| match self.format {
+            ToolFormat::Hermes => None,
+            ToolFormat::LlamaJson => {
+                Some(vec!["\"name\"".to_owned(), ":".to_owned(), format!("\"{}\"", tool.name)])
+            }
+            ToolFormat::Pythonic => Some(vec!["[".to_owned(), format!("{}(", tool.name)]),
+        });
+        markers.chain(names).collect()
     }
 
     /// How a call begins in free text, and how it then goes on.

@@ -6,6 +6,7 @@ mod plan;
 mod reasoning;
 mod steering;
 mod structured;
+mod verdicts;
 
 pub(crate) use cache::{CacheChoice, LocketFields};
 pub(crate) use fields::{Bounds, GenerationFields, StreamOptions, is_request_id};

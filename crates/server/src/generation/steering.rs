@@ -4,22 +4,31 @@
 use std::{
     hash::{BuildHasher as _, RandomState},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use locket_engine::SharedPlan;
 use locket_processor::{
     Processor,
     steering::{
-        AnswerSpec, CompiledGrammar, GrammarError, GrammarSource, PreludePlan, SteeringSpec, Trigger,
-        check_schema,
+        AnswerSpec, CompiledGrammar, ForbiddenTexts, GrammarError, GrammarSource, PreludePlan, SteeringSpec,
+        Trigger, check_schema, is_grammar,
     },
+    tools::ToolSyntax,
 };
 use serde_json::Value;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
-use super::{GenerationFields, ReasoningChoice, structured::Structured};
+use super::{
+    GenerationFields, ReasoningChoice,
+    structured::Structured,
+    verdicts::{SchemaKey, Verdicts},
+};
 use crate::{
+    blocking,
     error::{ApiError, ErrorKind},
     state::AppState,
 };
@@ -31,6 +40,9 @@ pub(crate) struct Wanted {
     pub(crate) reasoning: ReasoningChoice,
     /// Calls of tools.
     pub(crate) calls: Option<WantedCalls>,
+    /// What the answer must not have, if nothing else constrains it: calls where there are tools, but none
+    /// may be called.
+    pub(crate) forbidden: Option<Arc<ForbiddenTexts>>,
 }
 
 /// The calls that an answer must or may have.
@@ -42,6 +54,8 @@ pub(crate) struct WantedCalls {
     pub(crate) in_text: Option<CallsInText>,
     /// The functions' schemas with the paths of their fields, so that an error names one.
     pub(crate) schemas: Vec<(String, Value)>,
+    /// How calls are told from content.
+    pub(crate) syntax: Arc<ToolSyntax>,
 }
 
 /// A [`Trigger`] whose grammar is not compiled yet; its fields are explained there.
@@ -62,6 +76,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct GrammarMemory {
     hasher: RandomState,
     entries: Mutex<Vec<Entry>>,
+    verdicts: Arc<Verdicts>,
     /// Who holds one compiles. A difficult grammar keeps its permit until it is done, even if nobody
     /// waits for it any more, so no more threads than these are ever busy with grammars.
     turns: Arc<Semaphore>,
@@ -87,6 +102,7 @@ impl GrammarMemory {
         Self {
             hasher: RandomState::new(),
             entries: Mutex::default(),
+            verdicts: Arc::default(),
             turns: Arc::new(Semaphore::new(Self::MAX_TURNS)),
         }
     }
@@ -129,11 +145,7 @@ impl GrammarMemory {
         if let Some(grammar) = self.get(&wanted.source) {
             return Ok(grammar);
         }
-        let turn = timeout(TIME_LIMIT, Arc::clone(&self.turns).acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else {
-            let message = "Other grammars are being compiled. Try again later.";
-            return Err(ApiError::new(ErrorKind::ServerOverloaded, message));
-        };
+        let turn = self.turn().await?;
         let (processor, source) = (Arc::clone(processor), wanted.source.clone());
         let schemas = wanted.schemas.to_vec();
         let work = tokio::task::spawn_blocking(move || {
@@ -156,12 +168,75 @@ impl GrammarMemory {
             Ok(Ok(Err((Some(param), error)))) => Err(refused(ErrorKind::InvalidJsonSchema, &param, &error)),
             Ok(Ok(Err((None, error)))) => Err(refused(error_kind, wanted.param, &error)),
             Ok(Err(panic)) => Err(ApiError::internal(&panic.to_string())),
-            Err(_) => {
-                let message = format!("`{}` takes too long to compile.", wanted.param);
-                Err(ApiError::field(error_kind, wanted.param, message))
+            Err(_) => Err(too_long(error_kind, wanted.param)),
+        }
+    }
+
+    /// Waits for a turn to compile.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        match timeout(TIME_LIMIT, Arc::clone(&self.turns).acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => {
+                let message = "Other grammars are being compiled. Try again later.";
+                Err(ApiError::new(ErrorKind::ServerOverloaded, message))
             }
         }
     }
+
+    /// Relaxes the tools whose schemas are no grammars. What was found out about a schema is remembered.
+    ///
+    /// # Errors
+    /// 422 if it takes too long; 503 if too many grammars are being compiled.
+    pub(crate) async fn relaxed(&self, syntax: ToolSyntax) -> Result<ToolSyntax, ApiError> {
+        let verdicts = Arc::clone(&self.verdicts);
+        // Hashing takes a millisecond for each megabyte.
+        let keyed = move || {
+            let schemas = syntax.lenient_schemas();
+            let keys = schemas.iter().map(|schema| verdicts.key(schema)).collect::<Vec<_>>();
+            (syntax, keys.into_iter().zip(schemas).collect::<Vec<_>>())
+        };
+        let (mut syntax, keyed) = blocking::run(true, keyed).await?;
+        let known: Option<Vec<bool>> = keyed.iter().map(|(key, _)| self.verdicts.get(*key)).collect();
+        let are_grammars = match known {
+            Some(known) => known,
+            None => self.find_out(keyed).await?,
+        };
+        syntax.relax(&are_grammars);
+        Ok(syntax)
+    }
+
+    /// Checks the schemas that nothing is known of.
+    async fn find_out(&self, schemas: Vec<(SchemaKey, Value)>) -> Result<Vec<bool>, ApiError> {
+        let turn = self.turn().await?;
+        let verdicts = Arc::clone(&self.verdicts);
+        let work = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let end = Instant::now() + TIME_LIMIT;
+            // Nobody waits for the rest once the time is over; what is known by then is kept.
+            let verdict = |(key, schema): (SchemaKey, Value)| {
+                if let Some(known) = verdicts.get(key) {
+                    return Some(known);
+                }
+                let is_grammar = (Instant::now() < end).then(|| is_grammar(&schema))?;
+                verdicts.put(key, is_grammar);
+                Some(is_grammar)
+            };
+            schemas.into_iter().map(verdict).collect::<Option<Vec<bool>>>()
+        });
+        match timeout(TIME_LIMIT, work).await {
+            Ok(Ok(Some(are_grammars))) => Ok(are_grammars),
+            Ok(Err(panic)) => Err(ApiError::internal(&panic.to_string())),
+            Ok(Ok(None)) | Err(_) => Err(too_long(ErrorKind::InvalidGrammar, TOOLS)),
+        }
+    }
+}
+
+/// The field whose schemas and grammars are those of calls.
+const TOOLS: &str = "tools";
+
+/// 422 for what cannot be compiled in time.
+fn too_long(kind: ErrorKind, param: &str) -> ApiError {
+    ApiError::field(kind, param, format!("`{param}` takes too long to compile."))
 }
 
 /// What is to be compiled, and which fields it came from.
@@ -187,7 +262,10 @@ pub(crate) async fn plan(
     fields: &GenerationFields,
     thinking: Option<Arc<dyn PreludePlan>>,
 ) -> Result<Option<SharedPlan>, ApiError> {
-    let answer = answer(state, fields.structured.constraint(), fields.wanted.calls.as_ref()).await?;
+    let answer = match answer(state, fields.structured.constraint(), fields.wanted.calls.as_ref()).await? {
+        AnswerSpec::Free => fields.wanted.forbidden.clone().map_or(AnswerSpec::Free, AnswerSpec::Without),
+        answer => answer,
+    };
     let spec = SteeringSpec { thinking, answer };
     Ok(spec.plan(state.processor()))
 }
@@ -197,7 +275,6 @@ async fn answer(
     structured: Option<&Structured>,
     calls: Option<&WantedCalls>,
 ) -> Result<AnswerSpec, ApiError> {
-    const TOOLS: &str = "tools";
     let (memory, processor) = (state.grammars(), state.processor());
     let wanted = match (structured, calls) {
         (None, None) => return Ok(AnswerSpec::Free),
@@ -240,6 +317,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use locket_model::{load::Checkpoint, testing::default_model};
+    use locket_processor::tools::{ToolFormat, ToolSpec};
     use serde_json::json;
 
     use super::*;
@@ -281,6 +359,40 @@ mod tests {
         assert_eq!(memory.entries.lock().expect("no panic").len(), GrammarMemory::MAX_ENTRIES);
         memory.put(text(&"x".repeat(GrammarMemory::MAX_BYTES)), &first);
         assert_eq!(memory.entries.lock().expect("no panic").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_known_of_a_schema_takes_no_turn() {
+        let memory = GrammarMemory::new();
+        let tool = |name: &str, schema: Value| ToolSpec {
+            name: name.into(),
+            parameters: Some(schema),
+            is_strict: false,
+        };
+        let wrong = json!({"type": "object", "not": {}});
+        let right = json!({"type": "object", "properties": {"x": {"type": "null"}}});
+        let syntax = ToolSyntax {
+            format: ToolFormat::Hermes,
+            tools: vec![tool("a", wrong), tool("b", right.clone())],
+            is_parallel: true,
+        };
+        let relaxed = memory.relaxed(syntax.clone()).await.expect("a turn");
+        let parameters = |syntax: &ToolSyntax| {
+            syntax.tools.iter().filter_map(|tool| tool.parameters.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(parameters(&relaxed), [json!({"type": "object"}), right]);
+
+        // With all turns taken, only what is known is answered.
+        let turns = GrammarMemory::MAX_TURNS as u32;
+        let all = Arc::clone(&memory.turns).acquire_many_owned(turns).await.expect("free turns");
+        assert_eq!(memory.relaxed(syntax.clone()).await.expect("known"), relaxed);
+        let mut other = syntax;
+        other.tools.push(tool("c", json!({"type": "object", "maxProperties": 1})));
+        let waiting = memory.relaxed(other);
+        let mut waiting = std::pin::pin!(waiting);
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+        drop(all);
+        assert_eq!(waiting.await.expect("a turn").tools.len(), 3);
     }
 
     #[tokio::test]

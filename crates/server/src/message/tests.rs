@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     choice::{ChoiceEvent, ChoiceText, TokenTable, tests::token},
     generation::GenerationFields,
+    routes::chat::tools::wanted,
 };
 
 /// Tokens are any bytes; those that are empty are hidden control tokens.
@@ -62,13 +63,19 @@ struct Run {
 }
 
 fn run(plan: &MessagePlan, pieces: Vec<Vec<u8>>, end: EngineFinish) -> Run {
-    let count = pieces.len() as u32;
-    let mut text = ChoiceText::new(Arc::new(Pieces(pieces)), &GenerationFields::default());
+    run_with(&GenerationFields::default(), plan, pieces, end)
+}
+
+fn run_with(fields: &GenerationFields, plan: &MessagePlan, pieces: Vec<Vec<u8>>, end: EngineFinish) -> Run {
+    let ids = 0..pieces.len() as u32;
+    let mut text = ChoiceText::new(Arc::new(Pieces(pieces)), fields);
     let mut events = VecDeque::new();
-    for id in 0..count {
-        text.advance(Some(SequenceEvent::Token(token(id))), 0, &mut events);
+    let finished = SequenceEvent::Finished { reason: end, folded_tokens: 0 };
+    for event in ids.map(|id| SequenceEvent::Token(token(id))).chain([finished]) {
+        if !text.advance(Some(event), 0, &mut events) {
+            break;
+        }
     }
-    text.advance(Some(SequenceEvent::Finished { reason: end, folded_tokens: 0 }), 0, &mut events);
     let mut reader = plan.reader();
     let (mut parts, mut joined, mut tokens) = (Vec::new(), String::new(), Vec::new());
     for event in events {
@@ -160,6 +167,19 @@ fn calls_text(format: ToolFormat) -> String {
     }
 }
 
+/// Fields with stop strings, and the calls of a plan.
+fn fields_with(
+    plan: &MessagePlan,
+    stop: Vec<String>,
+    include_stop: bool,
+    is_required: bool,
+) -> GenerationFields {
+    let syntax = Arc::clone(plan.tools.as_ref().expect("tools"));
+    let mut fields = GenerationFields { stop, include_stop, ..GenerationFields::default() };
+    fields.wanted.calls = Some(wanted(&syntax, is_required, Vec::new()));
+    fields
+}
+
 fn stop() -> EngineFinish {
     EngineFinish::Stop { token_id: u32::MAX }
 }
@@ -190,6 +210,59 @@ proptest! {
             prop_assert_eq!((pair[0].name.as_str(), object(&pair[0])), ("weather", arguments()));
             prop_assert_eq!((pair[1].name.as_str(), pair[1].arguments.as_str()), ("time", "{}"));
         }
+    }
+
+    /// Stop strings count in the content: those that stand in calls only change nothing, and one behind a
+    /// call ends the answer there.
+    #[test]
+    fn stop_strings_leave_calls_alone(
+        format in prop::sample::select(ToolFormat::ALL.to_vec()),
+        before in prop::sample::select(vec!["", "I look. 🦀é", "a < b", "<tool_", "Thus {name"]),
+        inside in prop::sample::subsequence(vec!["}", "]", ")", "\"", "\n", "city", "; ", "<tool_call>", "</"], 1..5),
+        has_stop in any::<bool>(),
+        include_stop in any::<bool>(),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..60),
+    ) {
+        let behind = if has_stop { "And STOP then" } else { "And then" };
+        let text = format!("{before}{}{behind}{}", calls_text(format), calls_text(format));
+        let mut stop: Vec<String> = inside.into_iter().map(str::to_owned).collect();
+        stop.push("STOP".into());
+        let plan = plan(format, true);
+        let fields = fields_with(&plan, stop, include_stop, false);
+        let (message, reason) = check(run_with(&fields, &plan, cut(&text, &cuts), super::tests::stop()));
+        prop_assert_eq!(reason, FinishReason::ToolCalls);
+        let kept = match (has_stop, include_stop) {
+            (false, _) => "And then",
+            (true, false) => "And ",
+            (true, true) => "And STOP",
+        };
+        prop_assert_eq!(message.content, Some(format!("{before}{kept}")));
+        let calls: Vec<(&str, bool)> = message.tool_calls.iter().map(|call| {
+            (call.name.as_str(), serde_json::from_str::<Map<String, Value>>(&call.arguments).is_ok_and(|given| {
+                given == if call.name == "time" { Map::new() } else { arguments() }
+            }))
+        }).collect();
+        let pair = [("weather", true), ("time", true)];
+        prop_assert_eq!(calls, if has_stop { pair.to_vec() } else { [pair, pair].concat() });
+    }
+
+    /// Where all of the answer must be calls, nothing of it is content.
+    #[test]
+    fn required_calls_know_no_stop_strings(
+        format in prop::sample::select(ToolFormat::ALL.to_vec()),
+        end in any::<prop::sample::Index>(),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+    ) {
+        let text = calls_text(format);
+        let text = &text[..text.floor_char_boundary(end.index(text.len() + 1))];
+        let plan = plan(format, true);
+        let stop = ["}", "{", "\n", "[", "<", "a"].map(str::to_owned).to_vec();
+        let fields = fields_with(&plan, stop, false, true);
+        let with = run_with(&fields, &plan, cut(text, &cuts), EngineFinish::Length);
+        let without = run(&plan, cut(text, &cuts), EngineFinish::Length);
+        let ((mut with, reason), (mut without, other)) = (check(with), check(without));
+        with.tool_calls.iter_mut().chain(&mut without.tool_calls).for_each(|call| call.id.clear());
+        prop_assert_eq!((with, reason), (without, other));
     }
 
     /// Cut off at any place: at a limit the last call may be open, otherwise every call is valid.

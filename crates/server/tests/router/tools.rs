@@ -116,6 +116,40 @@ async fn text_is_not_disturbed() {
     assert_eq!(auto["usage"]["prompt_tokens"], none["usage"]["prompt_tokens"], "both are told of the tools");
 }
 
+/// The model writes `[`, `a` and `(` at random, which sooner or later begins a call of `a`.
+#[tokio::test]
+async fn forbidden_calls_are_not_written() {
+    use locket_processor::tools::ToolFormat;
+    let config =
+        ServerConfig { tool_calls: ToolCallFormat::Format(ToolFormat::Pythonic), ..ServerConfig::default() };
+    let server = TestServer::with_template(config, 8, TEMPLATE);
+    let letters: Vec<u32> = "[a(".bytes().map(u32::from).collect();
+    let ask = async |choice: Value| {
+        let tools = json!([{"type": "function", "function": {"name": "a"}}]);
+        let fields = json!({"tools": tools, "tool_choice": choice, "allowed_token_ids": letters, "max_tokens": 100,
+                            "seed": 1, "temperature": 2.0, "top_p": 1.0, "n": 2});
+        let body = server.chat("Hi", fields).await.ok();
+        let choices = body["choices"].as_array().expect("choices").clone();
+        choices.into_iter().map(|choice| choice["message"]["content"].as_str().expect("text").to_owned())
+    };
+    for text in ask(json!("none")).await {
+        assert!(text.len() == 100 && text.contains("[a") && text.contains("a("), "{text}");
+        assert!(!text.contains("[a("), "{text}");
+    }
+}
+
+/// A stop string inside of calls does not cut them.
+#[tokio::test]
+async fn calls_are_not_cut_by_stop_strings() {
+    let server = server();
+    let more = json!({"tool_choice": named("weather"), "stop": ["}", "unit"]});
+    let body = ask(&server, more).await.ok();
+    let choice = &body["choices"][0];
+    let arguments = choice["message"]["tool_calls"][0]["function"]["arguments"].as_str().expect("text");
+    assert_eq!(serde_json::from_str::<Value>(arguments).expect("JSON"), json!({"unit": "°C"}));
+    assert_eq!((&choice["finish_reason"], &choice["stop_reason"]), (&json!("tool_calls"), &Value::Null));
+}
+
 /// `response_format` says what messages are that are no calls.
 #[tokio::test]
 async fn a_format_goes_together_with_tools() {

@@ -5,7 +5,7 @@ mod chunks;
 mod images;
 mod messages;
 mod request;
-mod tools;
+pub(crate) mod tools;
 
 use std::sync::Arc;
 

@@ -5,12 +5,12 @@ use std::{collections::HashSet, sync::Arc};
 
 use locket_processor::{
     Processor,
+    steering::ForbiddenTexts,
     tools::{ToolFormat, ToolSpec, ToolSyntax, object_schema},
 };
 use serde_json::{Map, Value, json};
 
 use crate::{
-    blocking,
     error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
     generation::{CallsInText, GenerationFields, WantedCalls},
@@ -144,7 +144,9 @@ impl ToolFields {
     /// it, and the plan of messages how to read it.
     ///
     /// # Errors
-    /// 400 if the operator has turned tools off.
+    /// 400 if the operator has turned tools off; those of [`GrammarMemory::relaxed`].
+    ///
+    /// [`GrammarMemory::relaxed`]: crate::generation::GrammarMemory::relaxed
     pub(crate) async fn apply(
         &self,
         state: &AppState,
@@ -158,27 +160,34 @@ impl ToolFields {
             let message = "`tools` is not supported: the operator has turned tools off.";
             ApiError::field(ErrorKind::UnsupportedParameter, "tools", message)
         })?;
-        let Some((tools, is_required, is_parallel)) = self.callable() else { return Ok(()) };
+        let syntax = |tools: &mut dyn Iterator<Item = &Tool>, is_parallel| {
+            let tools = tools.map(|tool| tool.spec.clone()).collect();
+            ToolSyntax { format, tools, is_parallel }
+        };
+        let Some((tools, is_required, is_parallel)) = self.callable() else {
+            let uncalled = syntax(&mut self.tools.iter(), true);
+            fields.wanted.forbidden = Some(Arc::new(ForbiddenTexts::new(&uncalled.call_texts())));
+            return Ok(());
+        };
         let schemas = tools.iter().filter(|tool| tool.spec.is_strict).filter_map(|tool| {
             Some((tool.schema_path.clone(), object_schema(tool.spec.parameters.as_ref()?)))
         });
         let schemas = schemas.collect();
-        let specs = tools.iter().map(|tool| tool.spec.clone()).collect();
-        let mut syntax = ToolSyntax { format, tools: specs, is_parallel };
-        let syntax = blocking::run(true, move || {
-            syntax.relax();
-            syntax
-        })
-        .await?;
+        let syntax = syntax(&mut tools.iter().copied(), is_parallel);
+        let syntax = Arc::new(state.grammars().relaxed(syntax).await?);
         fields.wanted.calls = Some(wanted(&syntax, is_required, schemas));
         fields.shown_token_ids = control_tokens(state.processor(), format);
-        plan.set_tools(Arc::new(syntax));
+        plan.set_tools(syntax);
         Ok(())
     }
 }
 
 /// What the engine is told of calls.
-fn wanted(syntax: &ToolSyntax, is_required: bool, schemas: Vec<(String, Value)>) -> WantedCalls {
+pub(crate) fn wanted(
+    syntax: &Arc<ToolSyntax>,
+    is_required: bool,
+    schemas: Vec<(String, Value)>,
+) -> WantedCalls {
     let in_text = (!is_required).then(|| {
         let trigger = syntax.trigger();
         CallsInText {
@@ -189,7 +198,7 @@ fn wanted(syntax: &ToolSyntax, is_required: bool, schemas: Vec<(String, Value)>)
             max_calls: syntax.max_calls(),
         }
     });
-    WantedCalls { calls: syntax.calls(), in_text, schemas }
+    WantedCalls { calls: syntax.calls(), in_text, schemas, syntax: Arc::clone(syntax) }
 }
 
 /// Markers that are control tokens, which are hidden from a text unless it needs them.
