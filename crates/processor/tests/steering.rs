@@ -14,7 +14,8 @@ use locket_model::load::GgufVocabulary;
 use locket_processor::{
     Processor,
     steering::{
-        AnswerSpec, GrammarError, GrammarSource, Prelude, PreludePlan, SteeringSpec, Trigger, check_schema,
+        AnswerSpec, Ending, GrammarError, GrammarSource, Prelude, PreludePlan, SteeringSpec, Trigger,
+        check_schema,
     },
 };
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -212,6 +213,7 @@ fn compositions() {
 fn refusals_name_the_place() {
     let within =
         |inner: Value| json!({"type": "object", "properties": {"a": {"type": "array", "items": inner}}});
+    let deep = "(".repeat(101);
     for (schema, path) in [
         (within(json!({"not": {}})), ".properties.a.items.not"),
         (within(json!({"type": "array", "uniqueItems": true})), ".properties.a.items.uniqueItems"),
@@ -222,6 +224,8 @@ fn refusals_name_the_place() {
         (within(json!({"$ref": "https://example.com/schema"})), ".properties.a.items"),
         (within(json!({"anyOf": [{"type": "null"}, {"type": 3}]})), ".properties.a.items.anyOf[1]"),
         (json!({"$defs": {"x": {"if": {}}}, "$ref": "#/$defs/x"}), ".$defs.x.if"),
+        (json!({"patternProperties": {"^a": {}, (deep.as_str()): {}}}), &*format!(".patternProperties.{deep}")),
+        (json!({"patternProperties": {"^a": {}, "b": {"not": {}}}}), ".patternProperties.b.not"),
         (json!({"$defs": {"x": {"type": "y"}}, "$ref": "#/$defs/x"}), ".$defs.x"),
         (json!({"type": "integer", "minimum": 5, "maximum": 4}), ""),
         (json!(false), ""),
@@ -344,7 +348,6 @@ fn hostile_sources_end() {
 fn trigger(markers: &[&str], grammar: &GrammarSource, change: impl FnOnce(&mut Trigger)) -> SharedPlan {
     let mut trigger = Trigger {
         markers: markers.iter().map(|marker| (*marker).into()).collect(),
-        is_only_first: false,
         grammar_has_marker: false,
         grammar: PROCESSOR.grammars().unwrap().compile(grammar).unwrap(),
         max_calls: None,
@@ -398,20 +401,21 @@ fn calls_are_counted() {
 }
 
 #[test]
-fn a_marker_may_have_to_be_first() {
+fn a_grammar_may_begin_with_its_marker() {
     let body = GrammarSource::Sequence(vec![text("{\"name\""), GrammarSource::Regex("[0-9]".into())]);
     let plan = trigger(&["{\"na", "<tool>"], &body, |trigger| {
-        trigger.is_only_first = true;
         trigger.grammar_has_marker = true;
+        trigger.max_calls = Some(1);
     });
-    let mut sampler = Sampler::new(&PROCESSOR, &plan);
-    sampler.write(" \n{\"na");
-    assert_eq!(*sampler.guide(), Guide::Allowed);
-    sampler.write("me\"5");
-    assert_eq!(*sampler.guide(), Guide::Complete);
-    let mut sampler = Sampler::new(&PROCESSOR, &plan);
-    sampler.write("x {\"name\"");
-    assert_eq!(*sampler.guide(), Guide::Free);
+    for before in [" \n", "x ", "{{\"n"] {
+        let mut sampler = Sampler::new(&PROCESSOR, &plan);
+        sampler.write(before);
+        assert_eq!(*sampler.guide(), Guide::Free);
+        sampler.write("{\"na");
+        assert_eq!(*sampler.guide(), Guide::Allowed);
+        sampler.write("me\"5");
+        assert_eq!(*sampler.guide(), Guide::Complete);
+    }
 }
 
 /// A thought that `.` ends.
@@ -455,4 +459,80 @@ fn the_grammar_waits_for_the_answer() {
     assert_eq!(*sampler.guide(), Guide::Complete);
     // Nothing to steer, no plan.
     assert!(SteeringSpec::default().plan(&PROCESSOR).is_none());
+}
+
+/// Ends with the first token; the answer has begun with these bytes.
+#[derive(Debug, Clone)]
+struct Begun(&'static str);
+
+impl PreludePlan for Begun {
+    fn start(&self, _: u32) -> Option<Box<dyn Prelude>> {
+        Some(Box::new(self.clone()))
+    }
+}
+
+impl Prelude for Begun {
+    fn guide(&self) -> Guide {
+        Guide::Free
+    }
+
+    fn opener(&self) -> Option<u32> {
+        None
+    }
+
+    fn open(&mut self) {}
+
+    /// `he` ends it as well.
+    fn endings(&self) -> Vec<Ending> {
+        let may_have_blanks = self.0.is_empty();
+        vec![Ending { rest: b"he".to_vec(), may_have_blanks }]
+    }
+
+    fn advance(&mut self, _id: u32, _bytes: &[u8]) -> Option<Vec<u8>> {
+        Some(self.0.as_bytes().to_vec())
+    }
+}
+
+fn begun(source: &GrammarSource, first: &'static str) -> SharedPlan {
+    let answer = AnswerSpec::Grammar(PROCESSOR.grammars().unwrap().compile(source).unwrap());
+    SteeringSpec { thinking: Some(Arc::new(Begun(first))), answer }.plan(&PROCESSOR).unwrap()
+}
+
+/// What came with the token that ended the thought is matched: as text, or as the control token that the
+/// grammar has for it. What the grammar cannot begin with was markup.
+#[test]
+fn an_answer_may_have_begun() {
+    let call = GrammarSource::Sequence(vec![GrammarSource::Marker("<call>".into()), text("x;")]);
+    let spelled = GrammarSource::Sequence(vec![text("hello"), text("x;")]);
+    for (source, first, rest) in [
+        (&spelled, "", "hellox;"),
+        (&spelled, "he", "llox;"),
+        (
+            &spelled, "
+ he", "llox;",
+        ),
+        (&call, "<call>", "x;"),
+        (&call, "<call>x", ";"),
+        (&spelled, "<call>", "hellox;"),
+        (&call, "no", "<call>x;"),
+    ] {
+        let mut sampler = Sampler::new(&PROCESSOR, &begun(source, first));
+        sampler.write(".");
+        assert_eq!(*sampler.guide(), Guide::Allowed, "{first}");
+        sampler.write(rest);
+        assert_eq!(*sampler.guide(), Guide::Complete, "{first}");
+    }
+}
+
+/// The grammar has no say in what a token has behind the end of a thought, so there is nothing.
+#[test]
+fn no_token_ends_the_thought_and_goes_on() {
+    let sampler = Sampler::new(&PROCESSOR, &begun(&text("ok"), ""));
+    let choices = sampler.choices();
+    let excluded = (0..PROCESSOR.vocab_size() as u32).filter(|id| !choices.contains(id));
+    let excluded: Vec<_> = excluded.map(|id| PROCESSOR.token_text(id).into_owned()).collect();
+    assert_eq!(excluded, ["hell", "hello"]);
+    // Without a grammar nothing is masked.
+    let spec = SteeringSpec { thinking: Some(Arc::new(Begun(""))), answer: AnswerSpec::Free };
+    assert_eq!(*Sampler::new(&PROCESSOR, &spec.plan(&PROCESSOR).unwrap()).guide(), Guide::Free);
 }

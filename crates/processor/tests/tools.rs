@@ -138,7 +138,6 @@ fn calls_that_begin_in_free_text_end_well() {
         let grammar = processor.grammars().unwrap().compile(&trigger.grammar).unwrap();
         let answer = AnswerSpec::Trigger(Arc::new(Trigger {
             markers: trigger.markers,
-            is_only_first: false,
             grammar_has_marker: trigger.grammar_has_marker,
             grammar,
             max_calls: syntax.max_calls(),
@@ -264,4 +263,50 @@ fn forbidden_calls_are_never_written() {
         let mut sampler = Sampler::new(&processor, &plan);
         sampler.write("a < b [c](d) {\"name\": \"other\"} weather(x)");
     }
+}
+
+/// What JSON can say and a call in Python cannot is relaxed; the rest is read back.
+#[test]
+fn calls_in_python_are_relaxed_where_they_must_be() {
+    let processor = processor();
+    let empty = json!({"type": "object"});
+    let rows = [
+        (json!({"properties": {"a": {"type": "null"}, "first name": {}}, "required": ["a"]}), true),
+        (json!({"properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "null"}}}), true),
+        (json!({"properties": {"a": false, "b": {"type": "null"}}, "required": ["b"]}), true),
+        (json!({"properties": {}, "additionalProperties": false}), true),
+        (json!({"additionalProperties": {"type": "boolean"}}), true),
+        (json!({"properties": {"first name": {}}, "required": ["first name"]}), false),
+        (json!({"properties": {"a": {"type": "null"}, "b": {"$ref": "#/properties/a"}}}), false),
+        (json!({"properties": {"a": false}, "required": ["a"]}), false),
+        (json!({"properties": {"a": {"type": "integer", "minimum": 2, "maximum": 1}}}), false),
+        (json!({"$ref": "#/$defs/o", "$defs": {"o": {"type": "object"}}}), false),
+        (json!({"type": "object", "minProperties": 1}), false),
+    ];
+    for (parameters, is_kept) in rows {
+        let tool = ToolSpec { name: "f".into(), parameters: Some(parameters.clone()), is_strict: false };
+        let mut syntax = ToolSyntax { format: ToolFormat::Pythonic, tools: vec![tool], is_parallel: false };
+        relax(&mut syntax);
+        let relaxed = syntax.tools[0].parameters.clone().unwrap();
+        assert_eq!(relaxed, if is_kept { parameters.clone() } else { empty.clone() });
+        let grammar = processor.grammars().unwrap().compile(&syntax.calls());
+        let grammar = grammar.unwrap_or_else(|error| panic!("{parameters}: {error}"));
+        if !is_kept {
+            continue;
+        }
+        let texts = answers(&processor, &AnswerSpec::Grammar(grammar), "", 20);
+        assert!(texts.len() >= 5, "{parameters}: {} of 20 ended", texts.len());
+        for text in texts {
+            let (content, calls) = read(&syntax, &text);
+            assert_eq!((content.as_str(), calls.len()), ("", 1), "{parameters}: {text}");
+            let value: Value = serde_json::from_str(&calls[0].1).unwrap();
+            let validator = jsonschema::validator_for(&relaxed).unwrap();
+            assert!(validator.is_valid(&value), "{value} against {relaxed} in {text}");
+        }
+    }
+    // Strict, the same is an error rather than less than what was asked for.
+    let parameters = Some(json!({"type": "object", "minProperties": 1}));
+    let tools = vec![ToolSpec { name: "f".into(), parameters, is_strict: true }];
+    let syntax = ToolSyntax { format: ToolFormat::Pythonic, tools, is_parallel: false };
+    assert!(processor.grammars().unwrap().compile(&syntax.calls()).is_err());
 }

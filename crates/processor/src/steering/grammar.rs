@@ -15,7 +15,7 @@ use llguidance::{
     api::{GrammarWithLexer, TopLevelGrammar},
     earley::SlicedBiasComputer,
     regex_to_lark,
-    toktrie::{InferenceCapabilities, TokEnv},
+    toktrie::{InferenceCapabilities, TokEnv, TokTrie},
 };
 use locket_engine::steering::TokenSet;
 use serde_json::Value;
@@ -300,6 +300,13 @@ impl CompiledGrammar {
     /// Tokens whose bytes are these.
     pub(super) fn spell(&self, bytes: &[u8]) -> Vec<u32> {
         self.token_env.tok_trie().greedy_tokenize(bytes)
+    }
+
+    /// The longest control or end token whose text these bytes begin with, and the text's length.
+    pub(super) fn control_prefix(&self, bytes: &[u8]) -> Option<(u32, usize)> {
+        let marked = [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat();
+        let (id, length) = self.token_env.tok_trie().prefix_token_id(&marked);
+        (length > 1).then(|| (id, length - 1))
     }
 
     /// Whether a set has end tokens and no others.

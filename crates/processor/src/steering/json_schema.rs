@@ -117,9 +117,11 @@ fn check(schema: &mut Value, path: &str) -> Result<(), GrammarError> {
         return Err(GrammarError { path, reason: format!("the keyword `{keyword}` is not supported") });
     }
     let patterns = entries.get("patternProperties").and_then(Value::as_object);
-    let patterns = patterns.into_iter().flat_map(|patterns| patterns.keys().map(String::as_str));
-    for pattern in entries.get("pattern").and_then(Value::as_str).into_iter().chain(patterns) {
-        let at = |error: GrammarError| GrammarError { path: format!("{path}.pattern"), ..error };
+    let keys = patterns.into_iter().flat_map(|patterns| patterns.keys().map(String::as_str));
+    let pattern = entries.get("pattern").and_then(Value::as_str);
+    let keys = keys.map(|key| (format!(".patternProperties.{key}"), key));
+    for (end, pattern) in pattern.map(|pattern| (".pattern".to_owned(), pattern)).into_iter().chain(keys) {
+        let at = |error: GrammarError| GrammarError { path: format!("{path}{end}"), ..error };
         if pattern.len() > limits::MAX_REGEX_BYTES {
             let reason = format!("it has {} bytes, but may have {}", pattern.len(), limits::MAX_REGEX_BYTES);
             return Err(at(GrammarError::whole(reason)));

@@ -13,6 +13,8 @@ pub(super) struct GrammarState {
     grammar: Arc<CompiledGrammar>,
     /// Made when it is first needed, since that is not for the engine's thread either.
     matcher: Option<Matcher>,
+    /// The answer's first bytes, not matched yet.
+    first: Vec<u8>,
     /// Tokens not matched yet.
     pending: Vec<u32>,
 }
@@ -26,14 +28,14 @@ impl fmt::Debug for GrammarState {
 impl GrammarState {
     /// The start of the grammar.
     pub(super) fn new(grammar: Arc<CompiledGrammar>) -> Self {
-        Self { grammar, matcher: None, pending: Vec::new() }
+        Self { grammar, matcher: None, first: Vec::new(), pending: Vec::new() }
     }
 
     /// Notes the first bytes of the answer, which came with a token that began before it. Blanks
-    /// between thought and answer belong to neither.
+    /// between thought and answer belong to neither. If the grammar cannot begin with the bytes, they are
+    /// markup, such as a control token in front of calls, and the grammar begins behind them.
     pub(super) fn begin(&mut self, bytes: &[u8]) {
-        // Matching knows only bytes, so any tokens that spell them do.
-        self.pending.extend(self.grammar.spell(bytes.trim_ascii_start()));
+        self.first.extend_from_slice(bytes.trim_ascii_start());
     }
 
     /// Notes a token.
@@ -44,13 +46,16 @@ impl GrammarState {
     /// Matches what was noted and fills the set of tokens that may follow. With nothing but an end
     /// left, that is [`Guide::Complete`].
     pub(super) fn compute(&mut self, allowed: &mut TokenSet) -> Guide {
-        let pending = std::mem::take(&mut self.pending);
+        if !self.first.is_empty() {
+            self.matcher = Some(behind(&self.grammar, &std::mem::take(&mut self.first)));
+        }
         let matcher = self.matcher.get_or_insert_with(|| self.grammar.matcher());
         if !matcher.is_stopped()
-            && let Err(error) = matcher.consume_tokens(&pending)
+            && let Err(error) = matcher.consume_tokens(&self.pending)
         {
             return failed(&error.to_string());
         }
+        self.pending.clear();
         if matcher.is_stopped() {
             return match matcher.stop_reason() {
                 StopReason::EndOfSentence | StopReason::NoExtension => Guide::Complete,
@@ -71,6 +76,24 @@ impl GrammarState {
         let matcher = self.matcher.get_or_insert_with(|| self.grammar.matcher());
         matcher.try_consume_tokens(&tokens).is_ok_and(|count| count == tokens.len())
     }
+}
+
+/// A matcher behind these bytes, or at the start if the grammar cannot begin with them.
+fn behind(grammar: &CompiledGrammar, bytes: &[u8]) -> Matcher {
+    // Matching knows only bytes, so any tokens that spell them do; but what is a control token's text
+    // can be that token in the grammar, however the model wrote it.
+    let as_control = grammar.control_prefix(bytes).map(|(id, length)| {
+        let mut tokens = vec![id];
+        tokens.extend(grammar.spell(&bytes[length..]));
+        tokens
+    });
+    for tokens in as_control.into_iter().chain([grammar.spell(bytes)]) {
+        let mut matcher = grammar.matcher();
+        if matcher.try_consume_tokens(&tokens).is_ok_and(|count| count == tokens.len()) {
+            return matcher;
+        }
+    }
+    grammar.matcher()
 }
 
 fn failed(reason: &str) -> Guide {

@@ -51,9 +51,34 @@ pub trait Prelude: Send + fmt::Debug {
     /// it in.
     fn open(&mut self);
 
+    /// What would complete the end of the phase, of which something is there. None is known by default.
+    fn endings(&self) -> Vec<Ending> {
+        Vec::new()
+    }
+
     /// Takes in a token. `Some` means that the phase is over and the answer begins with the given
     /// bytes: often none, else the last of the text so far.
     fn advance(&mut self, id: u32, bytes: &[u8]) -> Option<Vec<u8>>;
+}
+
+/// Bytes that end a [`Prelude`]. Where a grammar follows, a token that goes on behind them is not allowed:
+/// the grammar has had no say in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// The bytes.
+    pub rest: Vec<u8>,
+    /// Blanks behind them say nothing.
+    pub may_have_blanks: bool,
+}
+
+impl Ending {
+    /// Whether a token of these bytes goes on behind the end.
+    fn is_overrun_by(&self, bytes: &[u8]) -> bool {
+        let behind = bytes.strip_prefix(self.rest.as_slice());
+        behind.is_some_and(|behind| {
+            !(behind.is_empty() || self.may_have_blanks && behind.trim_ascii().is_empty())
+        })
+    }
 }
 
 /// How the answer itself is constrained.
@@ -209,6 +234,26 @@ impl SteeredAnswer {
         }
     }
 
+    /// A token of the prelude: none may end it and go on where a grammar follows.
+    fn compute_prelude(&self, prelude: &dyn Prelude, allowed: &mut TokenSet) -> Guide {
+        let guide = prelude.guide();
+        if guide != Guide::Free || !matches!(self.answer, AnswerState::Grammar(_)) {
+            return guide;
+        }
+        let endings = prelude.endings();
+        if endings.is_empty() {
+            return guide;
+        }
+        allowed.fill();
+        for id in 0..allowed.vocab_size() {
+            let bytes = self.processor.token_bytes(id);
+            if endings.iter().any(|ending| ending.is_overrun_by(bytes)) {
+                allowed.remove(id);
+            }
+        }
+        Guide::Allowed
+    }
+
     /// Whether the first token has to choose between prelude and answer.
     fn undecided(&self) -> Option<u32> {
         let is_grammar = matches!(self.answer, AnswerState::Grammar(_));
@@ -227,7 +272,14 @@ impl SteeredAnswer {
         }
         let Some(prelude) = &mut self.prelude else { return self.answer.advance(id, bytes) };
         match prelude.advance(id, bytes) {
-            None => Advance::Known(prelude.guide()),
+            None => {
+                let guide = prelude.guide();
+                let is_grammar = matches!(self.answer, AnswerState::Grammar(_));
+                if is_grammar && guide == Guide::Free && !prelude.endings().is_empty() {
+                    return Advance::Compute;
+                }
+                Advance::Known(guide)
+            }
             Some(rest) => {
                 self.prelude = None;
                 self.answer.begin(&rest)
@@ -252,7 +304,7 @@ impl Steering for SteeredAnswer {
             return self.compute_first(opener, allowed);
         }
         let guide = match &self.prelude {
-            Some(prelude) => prelude.guide(),
+            Some(prelude) => self.compute_prelude(&**prelude, allowed),
             None => self.answer.compute(allowed),
         };
         match &self.answer {

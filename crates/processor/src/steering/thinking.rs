@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use locket_engine::steering::Guide;
 
-use super::{Prelude, PreludePlan};
+use super::{Ending, Prelude, PreludePlan};
 use crate::{
     Error, Processor,
     reasoning::{ReasoningProfile, Scanner, ThoughtMarkers, ThoughtStart},
@@ -101,6 +101,13 @@ impl Thinking {
         }
     }
 
+    /// The rest of a marker for each part of it that the text ends with.
+    fn rests<'m>(&self, marker: &'m str) -> impl Iterator<Item = &'m [u8]> {
+        let marker = marker.as_bytes();
+        let begun = (1..marker.len()).filter(|length| self.unsettled.ends_with(&marker[..*length]));
+        begun.map(|length| &marker[length..])
+    }
+
     /// What of the text so far is the answer's.
     fn answer(&mut self) -> Vec<u8> {
         let start = self.scanner.content_start().unwrap_or(usize::MAX);
@@ -124,6 +131,19 @@ impl Prelude for Thinking {
 
     fn open(&mut self) {
         self.phase = Phase::Opening(0);
+    }
+
+    /// Nothing may follow a call's opener, which the answer begins with.
+    fn endings(&self) -> Vec<Ending> {
+        // In most texts no marker has begun.
+        if self.unsettled.is_empty() || !matches!(self.phase, Phase::Thinking(_)) {
+            return Vec::new();
+        }
+        let ThoughtMarkers { close, call_openers, .. } = &*self.plan.markers;
+        let ending = |rest: &[u8], may_have_blanks| Ending { rest: rest.to_vec(), may_have_blanks };
+        let closes = self.rests(close).map(|rest| ending(rest, true));
+        let openers = call_openers.iter().flat_map(|opener| self.rests(opener));
+        closes.chain(openers.map(|rest| ending(rest, false))).collect()
     }
 
     fn advance(&mut self, _id: u32, bytes: &[u8]) -> Option<Vec<u8>> {
@@ -229,6 +249,28 @@ mod tests {
         assert_eq!(run(&plan, &[0, 5, 6, 7, 0]), (vec![0, 5, 6, 7], vec![false; 4], Some(Vec::new())));
         assert_eq!(run(&plan, &[0, 5, 6, 8, 0]).2, Some(b"y".to_vec()));
         assert_eq!(run(&plan, &[0, 5, 6, 0, 10, 0]).2, Some(b"<call>".to_vec()));
+    }
+
+    /// A token that ends the thought and goes on is known before it comes.
+    #[test]
+    fn what_would_go_on_behind_the_end_is_known() {
+        let mut thinking = plan(ThoughtStart::Thought, None, &[CLOSE]).start(0).expect("a thought");
+        let overruns = |thinking: &dyn Prelude| -> Vec<&str> {
+            let endings = thinking.endings();
+            let tokens =
+                [">", ">y", ">\n", ">\ny", "think>", "think>.", "call>", "call>\n", "</think>y", "y"];
+            let is_overrun = |token: &&str| endings.iter().any(|end| end.is_overrun_by(token.as_bytes()));
+            tokens.into_iter().filter(is_overrun).collect()
+        };
+        assert_eq!(overruns(&*thinking), Vec::<&str>::new());
+        for (token, wanted) in
+            [(0, vec![]), (5, vec!["think>."]), (6, vec![">y", ">\ny"]), (0, vec![]), (11, vec![])]
+        {
+            assert_eq!(thinking.advance(token, TOKENS[token as usize].as_bytes()), None);
+            assert_eq!(overruns(&*thinking), wanted, "{token}");
+        }
+        assert_eq!(thinking.advance(5, b"<"), None);
+        assert_eq!(overruns(&*thinking), ["call>\n"]);
     }
 
     #[test]

@@ -9,12 +9,9 @@ use super::{CompiledGrammar, matching::GrammarState};
 /// What is to happen when a marker appears in free text.
 #[derive(Debug, Clone)]
 pub struct Trigger {
-    /// Texts that start the grammar, none empty; looked for in the bytes of the tokens, so a marker
-    /// may be one token or many, or end inside one.
+    /// Texts that start the grammar, none empty, wherever in the answer they are; looked for in the
+    /// bytes of the tokens, so a marker may be one token or many, or end inside one.
     pub markers: Vec<String>,
-    /// The marker counts only as the first text of the answer, blanks left out; an answer that begins
-    /// otherwise is free to its end.
-    pub is_only_first: bool,
     /// The grammar begins with the marker; otherwise right after it.
     pub grammar_has_marker: bool,
     /// From the marker on.
@@ -26,8 +23,9 @@ pub struct Trigger {
 /// Where a continuation stands.
 pub(super) struct TriggerState {
     trigger: Arc<Trigger>,
-    /// The last bytes of the free text, as many as a marker may have begun with; with
-    /// `is_only_first` all of them since the first that is no blank.
+    /// What the markers begin with; most text has none of it.
+    first_bytes: Vec<u8>,
+    /// The end of the free text from the first place on where a marker may have begun.
     tail: Vec<u8>,
     calls: u32,
     stage: Stage,
@@ -39,8 +37,6 @@ enum Stage {
     /// The marker was seen; these bytes are the grammar's first.
     Opening(Vec<u8>),
     Inside(Box<GrammarState>),
-    /// Nothing more can come of it.
-    Free,
 }
 
 impl fmt::Debug for TriggerState {
@@ -51,7 +47,8 @@ impl fmt::Debug for TriggerState {
 
 impl TriggerState {
     pub(super) fn new(trigger: Arc<Trigger>) -> Self {
-        Self { trigger, tail: Vec::new(), calls: 0, stage: Stage::Waiting }
+        let first_bytes = first_bytes(&trigger.markers);
+        Self { trigger, first_bytes, tail: Vec::new(), calls: 0, stage: Stage::Waiting }
     }
 
     /// Takes in a token.
@@ -63,7 +60,7 @@ impl TriggerState {
             }
             // The grammar is opened by the computation, which comes before the next token.
             Stage::Opening(_) => Advance::Compute,
-            Stage::Waiting | Stage::Free => self.advance_bytes(bytes),
+            Stage::Waiting => self.advance_bytes(bytes),
         }
     }
 
@@ -73,41 +70,13 @@ impl TriggerState {
             return Advance::Known(Guide::Free);
         }
         self.tail.extend_from_slice(bytes);
-        if self.trigger.is_only_first { self.match_first() } else { self.match_anywhere() }
-    }
-
-    fn match_first(&mut self) -> Advance {
-        let blanks = self.tail.len() - self.tail.trim_ascii_start().len();
-        self.tail.drain(..blanks);
-        if self.tail.is_empty() {
-            return Advance::Known(Guide::Free);
+        match find(&self.tail, &self.trigger.markers, &self.first_bytes) {
+            Found::Whole { at, length } => self.open(at, length),
+            Found::Begun(at) => {
+                self.tail.drain(..at);
+                Advance::Known(Guide::Free)
+            }
         }
-        let trigger = Arc::clone(&self.trigger);
-        if let Some(marker) = trigger.markers.iter().find(|marker| self.tail.starts_with(marker.as_bytes())) {
-            return self.open(0, marker.len());
-        }
-        if !trigger.markers.iter().any(|marker| marker.as_bytes().starts_with(&self.tail)) {
-            self.tail = Vec::new();
-            self.stage = Stage::Free;
-        }
-        Advance::Known(Guide::Free)
-    }
-
-    fn match_anywhere(&mut self) -> Advance {
-        let trigger = Arc::clone(&self.trigger);
-        let found = trigger.markers.iter().filter_map(|marker| {
-            let marker = marker.as_bytes();
-            let at = self.tail.windows(marker.len().max(1)).position(|window| window == marker)?;
-            Some((at, marker.len()))
-        });
-        // The first to begin; of two at one place the longer.
-        if let Some((at, length)) = found.min_by_key(|(at, length)| (*at, usize::MAX - length)) {
-            return self.open(at, length);
-        }
-        let longest = trigger.markers.iter().map(String::len).max().unwrap_or(0);
-        let surplus = self.tail.len().saturating_sub(longest.saturating_sub(1));
-        self.tail.drain(..surplus);
-        Advance::Known(Guide::Free)
     }
 
     /// Starts the grammar; the marker is in `tail`, `length` bytes from `at` on.
@@ -137,10 +106,71 @@ impl TriggerState {
     fn close(&mut self) -> Guide {
         self.calls = self.calls.saturating_add(1);
         let is_last = self.trigger.max_calls.is_some_and(|most| self.calls >= most);
-        if is_last || self.trigger.is_only_first {
+        if is_last {
             return Guide::Complete;
         }
         self.stage = Stage::Waiting;
         Guide::Free
+    }
+}
+
+/// The bytes that markers begin with, each once.
+fn first_bytes(markers: &[String]) -> Vec<u8> {
+    let mut first_bytes: Vec<u8> = markers.iter().filter_map(|marker| marker.bytes().next()).collect();
+    first_bytes.sort_unstable();
+    first_bytes.dedup();
+    first_bytes
+}
+
+/// What a text has of the markers.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// One of them.
+    Whole { at: usize, length: usize },
+    /// The beginning of some from here on; the text's length if of none.
+    Begun(usize),
+}
+
+/// The marker that begins first; of two at one place the longer. There may be hundreds, but they begin with
+/// a byte or two that most text does not have.
+fn find(text: &[u8], markers: &[String], first_bytes: &[u8]) -> Found {
+    let mut begun_at = text.len();
+    for at in (0..text.len()).filter(|at| first_bytes.contains(&text[*at])) {
+        let rest = &text[at..];
+        let markers = || markers.iter().map(String::as_bytes);
+        let whole = markers().filter(|marker| rest.starts_with(marker)).map(<[u8]>::len).max();
+        if let Some(length) = whole {
+            return Found::Whole { at, length };
+        }
+        if begun_at == text.len() && markers().any(|marker| marker.starts_with(rest)) {
+            begun_at = at;
+        }
+    }
+    Found::Begun(begun_at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markers_are_found_where_they_begin() {
+        let markers = ["<tool>", "<tool><x", "{\"name\": \"f\"", "{\"name\":\"f\""].map(str::to_owned);
+        let first_bytes = first_bytes(&markers);
+        assert_eq!(first_bytes, b"<{");
+        let find = |text: &str| find(text.as_bytes(), &markers, &first_bytes);
+        let rows = [
+            ("", Found::Begun(0)),
+            ("plain text", Found::Begun(10)),
+            ("a < b {", Found::Begun(6)),
+            ("a <<tool", Found::Begun(3)),
+            ("<to {\"name\": \"", Found::Begun(4)),
+            ("a <<tool>{", Found::Whole { at: 3, length: 6 }),
+            ("<tool><x>", Found::Whole { at: 0, length: 8 }),
+            ("{{\"name\":\"f\"}", Found::Whole { at: 1, length: 11 }),
+        ];
+        for (text, found) in rows {
+            assert_eq!(find(text), found, "{text}");
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Grammars of calls: for answers that must be calls, and for calls that the model begins by itself.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{ToolFormat, hermes, pythonic::is_name};
-use crate::steering::GrammarSource;
+use super::{ToolFormat, hermes, python_grammar};
+use crate::steering::{GrammarError, GrammarSource};
 
 /// A function that the model may call.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -54,7 +54,10 @@ impl ToolSyntax {
     /// [`is_grammar`](crate::steering::is_grammar) to say.
     pub fn lenient_schemas(&self) -> Vec<Value> {
         let lenient = self.tools.iter().filter(|tool| !tool.is_strict);
-        lenient.filter_map(|tool| tool.parameters.as_ref()).map(object_schema).collect()
+        lenient
+            .filter_map(|tool| tool.parameters.as_ref())
+            .map(|schema| all_sources(self.format, schema))
+            .collect()
     }
 
     /// Lets the arguments of tools that are not strict be any object where their schema cannot be
@@ -163,7 +166,8 @@ fn one_call(format: ToolFormat, tool: &ToolSpec) -> GrammarSource {
         ]),
         ToolFormat::LlamaJson => object(tool, "parameters"),
         ToolFormat::Pythonic => {
-            sequence([text(&format!("{}(", tool.name)), python_arguments(tool), text(")")])
+            let arguments = python_grammar::arguments(tool.parameters.as_ref());
+            sequence([text(&format!("{}(", tool.name)), arguments, text(")")])
         }
     }
 }
@@ -202,53 +206,36 @@ pub fn object_schema(schema: &Value) -> Value {
     schema
 }
 
-/// Arguments as in Python. The values are written as in JSON: every schema holds for them then, and
-/// a reader of Python's literals needs to know but three more words.
-fn python_arguments(tool: &ToolSpec) -> GrammarSource {
-    let Some(Value::Object(schema)) = &tool.parameters else { return text("") };
-    let Some(Value::Object(properties)) = schema.get("properties") else {
-        let any = || {
-            sequence([GrammarSource::Regex("[A-Za-z_][A-Za-z0-9_]{0,63}=".into()), value(schema, &json!({}))])
-        };
-        let next = sequence([text(", "), any()]);
-        return optional(sequence([any(), optional(GrammarSource::OneOrMore(Box::new(next)))]));
-    };
-    let required: Vec<&str> = schema
-        .get("required")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
-    let argument = |name: &str, inner: &Value| sequence([text(&format!("{name}=")), value(schema, inner)]);
-    let mut parts = Vec::new();
-    for (name, inner) in properties.iter().filter(|(name, _)| required.contains(&name.as_str())) {
-        if !parts.is_empty() {
-            parts.push(text(", "));
-        }
-        parts.push(argument(name, inner));
+/// The schemas that a grammar of calls with these parameters is made of, each with the end of its path, and
+/// first the one that they are parts of: what is wrong in it is to be told with its own path.
+///
+/// # Errors
+/// Parameters that the format has no way to keep to.
+pub fn argument_schemas(
+    format: ToolFormat,
+    parameters: &Value,
+) -> Result<Vec<(String, Value)>, GrammarError> {
+    let mut schemas = vec![(String::new(), object_schema(parameters))];
+    if format == ToolFormat::Pythonic {
+        schemas.extend(python_grammar::value_schemas(parameters)?);
     }
-    let others =
-        properties.iter().filter(|(name, _)| !required.contains(&name.as_str()) && name.chars().all(is_name));
-    let has_required = !parts.is_empty();
-    for (name, inner) in others {
-        // With nothing in front that is always there, the comma stands behind; Python allows that.
-        let argument = argument(name, inner);
-        let pair = if has_required { [text(", "), argument] } else { [argument, text(", ")] };
-        parts.push(optional(sequence(pair)));
-    }
-    if parts.is_empty() { text("") } else { sequence(parts) }
+    Ok(schemas)
 }
 
-/// One argument's value; what the schema defines by name is defined in it too.
-fn value(schema: &Map<String, Value>, inner: &Value) -> GrammarSource {
-    let mut inner = inner.clone();
-    if let Value::Object(entries) = &mut inner {
-        for key in ["$defs", "definitions"] {
-            if let Some(definitions) = schema.get(key) {
-                entries.entry(key).or_insert_with(|| definitions.clone());
-            }
+/// One schema that can be a grammar if, and only if, all can that a grammar of calls is made of.
+fn all_sources(format: ToolFormat, parameters: &Value) -> Value {
+    if format != ToolFormat::Pythonic {
+        return object_schema(parameters);
+    }
+    // Never a grammar.
+    let Ok(schemas) = python_grammar::value_schemas(parameters) else { return false.into() };
+    let values: Vec<Value> = schemas.into_iter().map(|(_, schema)| schema).collect();
+    let count = values.len();
+    let mut all = json!({"type": "array", "prefixItems": values, "items": false, "minItems": count});
+    for key in ["$defs", "definitions"] {
+        if let Some(definitions) = parameters.get(key) {
+            all[key] = definitions.clone();
         }
     }
-    GrammarSource::JsonSchema(inner)
+    all
 }

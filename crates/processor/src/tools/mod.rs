@@ -19,11 +19,12 @@ mod parser;
 #[cfg(test)]
 mod parser_tests;
 mod prompt;
+mod python_grammar;
 mod python_string;
 mod python_text;
 mod pythonic;
 
-pub use grammar::{CallTrigger, ToolSpec, ToolSyntax, object_schema};
+pub use grammar::{CallTrigger, ToolSpec, ToolSyntax, argument_schemas, object_schema};
 pub use parser::{ToolDelta, ToolParser, ToolPiece};
 pub(crate) use prompt::{arguments_as_objects, write_out};
 

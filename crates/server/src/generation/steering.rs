@@ -62,7 +62,6 @@ pub(crate) struct WantedCalls {
 #[derive(Debug, Clone)]
 pub(crate) struct CallsInText {
     pub(crate) markers: Vec<String>,
-    pub(crate) is_only_first: bool,
     pub(crate) grammar_has_marker: bool,
     pub(crate) grammar: GrammarSource,
     pub(crate) max_calls: Option<u32>,
@@ -247,7 +246,7 @@ struct WantedGrammar<'a> {
 }
 
 /// 422 with the path of what is wrong.
-fn refused(kind: ErrorKind, param: &str, error: &GrammarError) -> ApiError {
+pub(crate) fn refused(kind: ErrorKind, param: &str, error: &GrammarError) -> ApiError {
     let path = format!("{param}{}", error.path);
     let message = format!("`{path}` cannot constrain an answer: {}.", error.reason);
     ApiError::field(kind, path, message)
@@ -298,7 +297,6 @@ async fn answer(
             let wanted = WantedGrammar { source: in_text.grammar.clone(), param: TOOLS, schemas };
             return Ok(AnswerSpec::Trigger(Arc::new(Trigger {
                 markers: in_text.markers.clone(),
-                is_only_first: in_text.is_only_first,
                 grammar_has_marker: in_text.grammar_has_marker,
                 grammar: memory.compiled(processor, wanted).await?,
                 max_calls: in_text.max_calls,

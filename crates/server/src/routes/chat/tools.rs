@@ -6,14 +6,14 @@ use std::{collections::HashSet, sync::Arc};
 use locket_processor::{
     Processor,
     steering::ForbiddenTexts,
-    tools::{ToolFormat, ToolSpec, ToolSyntax, object_schema},
+    tools::{ToolFormat, ToolSpec, ToolSyntax, argument_schemas},
 };
 use serde_json::{Map, Value, json};
 
 use crate::{
     error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
-    generation::{CallsInText, GenerationFields, WantedCalls},
+    generation::{CallsInText, GenerationFields, WantedCalls, refused},
     message::MessagePlan,
     state::AppState,
 };
@@ -144,7 +144,8 @@ impl ToolFields {
     /// it, and the plan of messages how to read it.
     ///
     /// # Errors
-    /// 400 if the operator has turned tools off; those of [`GrammarMemory::relaxed`].
+    /// 400 if the operator has turned tools off; 422 for a strict schema that calls cannot keep to; those
+    /// of [`GrammarMemory::relaxed`].
     ///
     /// [`GrammarMemory::relaxed`]: crate::generation::GrammarMemory::relaxed
     pub(crate) async fn apply(
@@ -169,10 +170,7 @@ impl ToolFields {
             fields.wanted.forbidden = Some(Arc::new(ForbiddenTexts::new(&uncalled.call_texts())));
             return Ok(());
         };
-        let schemas = tools.iter().filter(|tool| tool.spec.is_strict).filter_map(|tool| {
-            Some((tool.schema_path.clone(), object_schema(tool.spec.parameters.as_ref()?)))
-        });
-        let schemas = schemas.collect();
+        let schemas = strict_schemas(&tools, format)?;
         let syntax = syntax(&mut tools.iter().copied(), is_parallel);
         let syntax = Arc::new(state.grammars().relaxed(syntax).await?);
         fields.wanted.calls = Some(wanted(&syntax, is_required, schemas));
@@ -180,6 +178,21 @@ impl ToolFields {
         plan.set_tools(syntax);
         Ok(())
     }
+}
+
+/// The schemas that strict tools' arguments must fit, each with its path.
+///
+/// # Errors
+/// 422 for one that calls in this format cannot keep to.
+fn strict_schemas(tools: &[&Tool], format: ToolFormat) -> Result<Vec<(String, Value)>, ApiError> {
+    let mut all = Vec::new();
+    for tool in tools.iter().filter(|tool| tool.spec.is_strict) {
+        let Some(parameters) = &tool.spec.parameters else { continue };
+        let schemas = argument_schemas(format, parameters)
+            .map_err(|error| refused(ErrorKind::InvalidJsonSchema, &tool.schema_path, &error))?;
+        all.extend(schemas.into_iter().map(|(end, schema)| (format!("{}{end}", tool.schema_path), schema)));
+    }
+    Ok(all)
 }
 
 /// What the engine is told of calls.
@@ -192,7 +205,6 @@ pub(crate) fn wanted(
         let trigger = syntax.trigger();
         CallsInText {
             markers: trigger.markers,
-            is_only_first: false,
             grammar_has_marker: trigger.grammar_has_marker,
             grammar: trigger.grammar,
             max_calls: syntax.max_calls(),
@@ -466,6 +478,29 @@ mod tests {
             let wanted = wanted.map(|(names, required, parallel)| (names.to_owned(), required, parallel));
             assert_eq!(callable(choice.clone(), is_parallel), wanted, "{choice}");
         }
+    }
+
+    /// What one format can keep to, another may not.
+    #[test]
+    fn strict_schemas_have_their_paths() {
+        let of = |parameters: Value, format| {
+            let function = json!({"name": "f", "strict": true, "parameters": parameters});
+            let body = json!({"tools": [{"type": "function", "function": function}]});
+            let fields = read(ToolStyle::Nested, &body).expect("valid");
+            strict_schemas(&fields.tools.iter().collect::<Vec<_>>(), format)
+        };
+        let paths = |parameters: Value, format| -> Vec<String> {
+            of(parameters, format).expect("schemas").into_iter().map(|(path, _)| path).collect()
+        };
+        let root = "tools[0].function.parameters";
+        let good = json!({"properties": {"a": {}, "b c": {}}, "required": ["a"]});
+        assert_eq!(paths(good.clone(), ToolFormat::Hermes), [root]);
+        assert_eq!(paths(good, ToolFormat::Pythonic), [root.to_owned(), format!("{root}.properties.a")]);
+        let bad = json!({"properties": {"a": {}, "b c": {}}, "required": ["b c"]});
+        assert_eq!(paths(bad.clone(), ToolFormat::LlamaJson), [root]);
+        let error = of(bad, ToolFormat::Pythonic).expect_err("a name with a blank");
+        assert_eq!(error.kind, ErrorKind::InvalidJsonSchema);
+        assert_eq!(error.param.as_deref(), Some("tools[0].function.parameters.required[0]"));
     }
 
     #[test]
