@@ -224,7 +224,10 @@ fn refusals_name_the_place() {
         (within(json!({"$ref": "https://example.com/schema"})), ".properties.a.items"),
         (within(json!({"anyOf": [{"type": "null"}, {"type": 3}]})), ".properties.a.items.anyOf[1]"),
         (json!({"$defs": {"x": {"if": {}}}, "$ref": "#/$defs/x"}), ".$defs.x.if"),
-        (json!({"patternProperties": {"^a": {}, (deep.as_str()): {}}}), &*format!(".patternProperties.{deep}")),
+        (
+            json!({"patternProperties": {"^a": {}, (deep.as_str()): {}}}),
+            &*format!(".patternProperties.{deep}"),
+        ),
         (json!({"patternProperties": {"^a": {}, "b": {"not": {}}}}), ".patternProperties.b.not"),
         (json!({"$defs": {"x": {"type": "y"}}, "$ref": "#/$defs/x"}), ".$defs.x"),
         (json!({"type": "integer", "minimum": 5, "maximum": 4}), ""),
