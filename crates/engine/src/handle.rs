@@ -316,9 +316,7 @@ impl EngineHandle {
         let blocks: usize = wide_enough.map(|class| class.blocks as usize).sum();
         if blocks == 0 {
             let largest = cache.classes.iter().map(|class| class.capacity).max().unwrap_or(0);
-            return refuse(format!(
-                "the request needs {needed} slots, but the largest block has {largest}"
-            ));
+            return refuse(format!("the request needs {needed} slots, but the largest block has {largest}"));
         }
         let most = blocks.min(config.max_running).min(config.max_waiting);
         if request.n as usize > most {

@@ -100,7 +100,12 @@ impl ChatTemplate {
         let [first, second] = values.map(|value| {
             let kwargs = Map::from_iter([(name.to_owned(), value)]);
             let messages = vec![json!({"role": "user", "content": "PROBE"})];
-            self.render(&ChatPrompt { messages, kwargs, add_generation_prompt: true, ..ChatPrompt::default() })
+            self.render(&ChatPrompt {
+                messages,
+                kwargs,
+                add_generation_prompt: true,
+                ..ChatPrompt::default()
+            })
         });
         matches!((first, second), (Ok(first), Ok(second)) if first != second)
     }
