@@ -1,6 +1,6 @@
 //! The default model: scores of prompts are those of the model alone, embeddings those of the reference.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a failed step fails the test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed step fails the test")]
 
 use locket_engine::{
     EngineConfig, EngineHandle, FinishReason, GenerationRequest, Pooling, SamplingParams, SequenceEvent,
