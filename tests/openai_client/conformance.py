@@ -1,8 +1,9 @@
 """Every route built so far through the official client with strict response validation.
 
-Usage: conformance.py URL BUSY_URL
-  URL       a server with the default model under the name `smollm2`
-  BUSY_URL  one with --max-running 1 --max-waiting 1, to be overloaded
+Usage: conformance.py URL BUSY_URL KEYED_URL
+  URL        a server with the default model under the name `smollm2`
+  BUSY_URL   one with --max-running 1 --max-waiting 1, to be overloaded
+  KEYED_URL  one with the key `sk-conformance`, which may ask once in a minute
 """
 
 import json
@@ -10,14 +11,15 @@ import sys
 import threading
 
 import openai
+import pydantic
 from openai import OpenAI
 
 MODEL = "smollm2"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
-def client(url, **options):
-    return OpenAI(base_url=url + "/v1", api_key="unused", max_retries=0, _strict_response_validation=True, **options)
+def client(url, api_key="unused", **options):
+    return OpenAI(base_url=url + "/v1", api_key=api_key, max_retries=0, _strict_response_validation=True, **options)
 
 
 def models(api):
@@ -252,6 +254,79 @@ def responses_with_a_tool(api):
     assert isinstance(json.loads(shaped.output_text)["city"], str), shaped
 
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 12}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def chat_tools(api):
+    wish = dict(model=MODEL, messages=QUESTION, tools=[WEATHER], tool_choice="required", temperature=0)
+    wish |= dict(parallel_tool_calls=False, max_tokens=100)
+    answer = api.chat.completions.create(**wish).choices[0]
+    assert answer.finish_reason == "tool_calls", answer
+    (call,) = answer.message.tool_calls
+    assert call.function.name == "get_weather" and list(json.loads(call.function.arguments)) == ["city"]
+    with api.chat.completions.stream(**wish) as stream:
+        for _ in stream:
+            pass
+        streamed = stream.get_final_completion().choices[0]
+    assert streamed.message.tool_calls[0].function.arguments == call.function.arguments
+    result = {"role": "tool", "tool_call_id": call.id, "content": "It rains."}
+    history = [*QUESTION, answer.message, result]
+    api.chat.completions.create(model=MODEL, messages=history, tools=[WEATHER], max_tokens=5)
+
+
+class Person(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    likes_tea: bool
+    age: int = pydantic.Field(ge=0, le=120)
+
+
+def parsed(api):
+    answer = api.chat.completions.parse(
+        model=MODEL, messages=QUESTION, response_format=Person, temperature=0, max_tokens=60
+    )
+    assert isinstance(answer.choices[0].message.parsed, Person), answer
+
+
+def embeddings(api):
+    texts = ["A cat sat.", "A dog ran."]
+    answer = api.embeddings.create(model=MODEL, input=texts, encoding_format="float")
+    assert [one.index for one in answer.data] == [0, 1] and answer.usage.prompt_tokens > 0
+    assert abs(sum(x * x for x in answer.data[0].embedding) - 1) < 1e-3
+    # The client asks for base64 by default and decodes it; its type for what is on the wire is narrower.
+    decoded = OpenAI(base_url=api.base_url, api_key="unused").embeddings.create(model=MODEL, input=texts)
+    for one, other in zip(answer.data, decoded.data):
+        assert max(abs(a - b) for a, b in zip(one.embedding, other.embedding)) < 1e-6
+
+
+def keys(url):
+    def ask(key):
+        return client(url, api_key=key).models.list()
+
+    error = refused(openai.AuthenticationError, "invalid_api_key", None, lambda: ask("sk-other"))
+    assert error.response.headers["www-authenticate"] == "Bearer"
+    assert ask("sk-conformance").data
+    keyed = client(url, api_key="sk-conformance")
+    once = dict(model=MODEL, messages=QUESTION, max_tokens=1)
+    keyed.chat.completions.create(**once)
+    error = refused(
+        openai.RateLimitError, "rate_limit_exceeded", None, lambda: keyed.chat.completions.create(**once)
+    )
+    assert error.type == "rate_limit_error" and 1 <= int(error.response.headers["retry-after"]) <= 120
+    assert error.response.headers["x-ratelimit-remaining-requests"] == "0"
+
+
 def refused(kind, code, param, call):
     try:
         call()
@@ -275,9 +350,9 @@ def errors(api, busy):
     refused(openai.NotFoundError, "model_not_found", "model", lambda: ask(model="nobody", messages=QUESTION))
     refused(
         openai.BadRequestError,
-        "unsupported_parameter",
-        "response_format",
-        lambda: ask(model=MODEL, messages=QUESTION, response_format={"type": "json_object"}),
+        "unsupported_value",
+        "modalities[1]",
+        lambda: ask(model=MODEL, messages=QUESTION, modalities=["text", "audio"]),
     )
     # One runs, one waits, the third is refused.
     endless = dict(model=MODEL, messages=QUESTION, max_tokens=4000, stream=True, extra_body={"ignore_eos": True})
@@ -309,7 +384,7 @@ def errors(api, busy):
 
 
 def main():
-    url, busy_url = sys.argv[1:3]
+    url, busy_url, keyed_url = sys.argv[1:4]
     api = client(url)
     models(api)
     chat(api)
@@ -317,6 +392,10 @@ def main():
     completions(api, url)
     responses(api)
     responses_with_a_tool(api)
+    chat_tools(api)
+    parsed(api)
+    embeddings(api)
+    keys(keyed_url)
     cache(api)
     returned_turns(api)
     errors(api, client(busy_url))
