@@ -6,7 +6,7 @@ turns. All nine have the same number of tokens: the schemas ask for more objects
 keeps the others going. Of the timed stream count the gaps between two tokens while all eight run. Printed
 are the medians over the rounds of the 50th, 90th and 99th percentile, and the median of the rounds' ratios.
 
-    locket serve --max-num-seqs 16 &
+    locket serve --memory-budget 2GiB --max-running 16 &
     python3 benches/structured_neighbour.py --rounds 9
 
 Needs nothing but Python 3.9 and a running server. Exits with 1 if the median ratio of the 99th percentile
