@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::{
     bench::report,
-    config::{Config, SettingFlags, Sources, value::about_bytes},
+    config::{Config, value::about_bytes},
     memory::free_memory,
     model_source, telemetry,
 };
@@ -193,8 +193,7 @@ fn configuration(args: &EvalArgs) -> anyhow::Result<Config> {
         ("backend", args.backend.clone()),
         ("memory-budget", args.memory_budget.clone()),
     ];
-    let given = flags.into_iter().filter_map(|(key, text)| Some((key, vec![text?]))).collect();
-    let config = Config::load(&Sources::of_process(SettingFlags { given, config: None })?)?;
+    let config = Config::of_flags(flags)?;
     telemetry::start(&config.log);
     Ok(config)
 }
@@ -303,7 +302,7 @@ fn write_results(args: &EvalArgs, text: &str, json: &Value) -> anyhow::Result<()
 }
 
 /// Writes a file that is there as a whole or not at all.
-fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     std::fs::write(&partial, bytes)

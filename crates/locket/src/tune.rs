@@ -11,7 +11,7 @@ use locket_tune::{
 };
 
 use crate::{
-    config::{Config, SettingFlags, Sources},
+    config::Config,
     model_source, telemetry,
     tune_budgets::{self, BudgetArgs},
 };
@@ -247,8 +247,7 @@ pub fn run(args: TuneArgs) -> anyhow::Result<String> {
         TuneCommand::Lococo(args) => args,
         TuneCommand::Budgets(args) => return tune_budgets::run(&args),
     };
-    let given = args.model.iter().map(|model| ("model", vec![model.clone()])).collect();
-    let config = Config::load(&Sources::of_process(SettingFlags { given, config: None })?)?;
+    let config = Config::of_flags([("model", args.model.clone())])?;
     telemetry::start(&config.log);
     let model = model_source::locate(&config)?;
     let settings = args.settings(model.name)?;

@@ -12,10 +12,7 @@ use locket_model::{
 use locket_processor::Processor;
 use serde_json::json;
 
-use crate::{
-    config::{Config, SettingFlags, Sources},
-    model_source, telemetry,
-};
+use crate::{config::Config, eval::write_whole, model_source, telemetry};
 
 /// Arguments of `locket tune budgets`.
 #[derive(Debug, Args)]
@@ -80,8 +77,7 @@ pub fn run(args: &BudgetArgs) -> anyhow::Result<String> {
         ("backend", args.backend.clone()),
         ("memory-budget", args.memory_budget.clone()),
     ];
-    let given = flags.into_iter().filter_map(|(key, text)| Some((key, vec![text?]))).collect();
-    let config = Config::load(&Sources::of_process(SettingFlags { given, config: None })?)?;
+    let config = Config::of_flags(flags)?;
     telemetry::start(&config.log);
     let local = model_source::locate(&config)?;
     let checkpoint = Checkpoint::open(&local.path)?;
@@ -94,8 +90,7 @@ pub fn run(args: &BudgetArgs) -> anyhow::Result<String> {
     let measured = evaluation.layer_shares(&mut |line| tracing::info!("{line}"))?;
     locket_tune::write_layer_shares(&bytes, &measured.shares, args.note(), &args.out)?;
     if let Some(path) = &args.report {
-        let json = serde_json::to_vec_pretty(&measured)?;
-        std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+        write_whole(path, &serde_json::to_vec_pretty(&measured)?)?;
     }
     Ok(described(args, &measured))
 }

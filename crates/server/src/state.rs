@@ -17,10 +17,11 @@ use prometheus::Registry;
 
 use crate::{
     config::{ConfigError, ServerConfig, ToolCallFormat},
-    generation::{Bounds, CacheChoice, GrammarMemory, Reasoning},
+    generation::{Bounds, CacheChoice, GenerationFields, GrammarMemory, Reasoning},
     keys::{ApiKeys, KeysError},
     limits::Permits,
     metrics::HttpMetrics,
+    openai::Stamp,
     openapi,
     serve::{Tls, TlsError},
     turns::TurnMemory,
@@ -248,6 +249,16 @@ impl AppState {
     pub fn is_draining(&self) -> bool {
         self.shared.is_draining.load(Ordering::Acquire)
             || matches!(self.shared.engine.status(), EngineStatus::Draining | EngineStatus::Stopped)
+    }
+
+    /// What all parts of the answer `id` to a request have in common.
+    pub(crate) fn stamp(&self, id: String, fields: &GenerationFields) -> Stamp {
+        Stamp {
+            id,
+            created: unix_seconds(),
+            model: fields.model.clone().unwrap_or_else(|| self.bounds().primary_model()),
+            system_fingerprint: self.fingerprint(fields.cache(&self.bounds().cache)),
+        }
     }
 
     /// `system_fingerprint` of a request: changes when the text for a fixed seed could change.

@@ -199,6 +199,17 @@ pub struct LogSettings {
 }
 
 impl Config {
+    /// What `locket serve` would have with these flags, the other sources below them.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and a file that cannot be read.
+    pub fn of_flags(
+        flags: impl IntoIterator<Item = (&'static str, Option<String>)>,
+    ) -> Result<Self, ConfigError> {
+        let given = flags.into_iter().filter_map(|(key, text)| Some((key, vec![text?]))).collect();
+        Self::load(&Sources::of_process(SettingFlags { given, config: None })?)
+    }
+
     /// Merges the sources and checks everything.
     ///
     /// # Errors

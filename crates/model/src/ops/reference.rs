@@ -394,7 +394,7 @@ impl Ops for ReferenceOps {
         out.clear();
         if step.sample_rows.elem_count() > 0 {
             let logits = self.logits_tensor(step, norm, head, [residual, delta])?;
-            out.extend_from_slice(&logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+            append_f32(&logits, out)?;
         }
         Ok(())
     }
@@ -415,7 +415,7 @@ impl Ops for ReferenceOps {
         out.clear();
         if step.sample_rows.elem_count() > 0 {
             let states = self.states_tensor(step, norm, [residual, delta])?;
-            out.extend_from_slice(&states.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+            append_f32(&states, out)?;
         }
         Ok(())
     }
@@ -512,6 +512,12 @@ impl ReferenceOps {
         }
         Ok(positions)
     }
+}
+
+/// Appends all numbers of `tensor`, wherever it lies.
+fn append_f32(tensor: &Tensor, out: &mut Vec<f32>) -> Result<(), Error> {
+    out.extend_from_slice(&tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+    Ok(())
 }
 
 /// The type of sums whose terms are of type `dtype`.

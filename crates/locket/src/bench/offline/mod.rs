@@ -22,7 +22,7 @@ use self::{
 };
 use super::report::{self, Header};
 use crate::{
-    config::{Config, SettingFlags, Sources, value::about_bytes},
+    config::{Config, value::about_bytes},
     memory::{FreeMemory, free_memory},
     model_source, telemetry,
 };
@@ -174,9 +174,7 @@ fn configuration(args: &OfflineArgs, model: Option<&Path>) -> anyhow::Result<Con
         ("backend", args.backend.clone()),
         ("cache.dtype", args.cache_dtype.clone()),
     ];
-    let given = flags.into_iter().filter_map(|(key, text)| Some((key, vec![text?]))).collect();
-    let sources = Sources::of_process(SettingFlags { given, config: None })?;
-    let config = Config::load(&sources)?;
+    let config = Config::of_flags(flags)?;
     telemetry::start(&config.log);
     Ok(config)
 }

@@ -54,7 +54,7 @@ fn read_message(
     message.entries(|name, field| {
         match name {
             "role" => role = Some(read_role(&field)?),
-            "content" => content = Some(read_content(&field, images, ignored)?),
+            "content" => content = Some(read_content(&field, |part| read_part(part, images, ignored))?),
             "name" => {
                 rendered.insert("name".into(), field.short_string(512)?.into());
             }
@@ -163,17 +163,16 @@ fn read_role(field: &Field<'_, '_>) -> Result<&'static str, ApiError> {
     }
 }
 
-/// A string, or an array of text parts.
-fn read_content(
+/// A string, or an array of what `read_part` makes of each part.
+pub(crate) fn read_content(
     field: &Field<'_, '_>,
-    images: &mut ImageParts<'_>,
-    ignored: &mut IgnoredFields,
+    mut read_part: impl FnMut(&Field<'_, '_>) -> Result<Value, ApiError>,
 ) -> Result<Value, ApiError> {
     match field.value() {
         Value::String(text) => Ok(text.as_str().into()),
         Value::Array(_) => {
             let parts = field.filled_array(MAX_PARTS)?;
-            Ok(Value::Array(field.each(parts, |part| read_part(&part, images, ignored))?))
+            Ok(Value::Array(field.each(parts, |part| read_part(&part))?))
         }
         // The error names both types.
         _ => Err(field.error(ErrorKind::InvalidType, "must be a string or an array of parts")),

@@ -18,7 +18,7 @@ use locket_processor::ChatPrompt;
 use serde_json::Value;
 
 pub(crate) use images::ImageParts;
-pub(crate) use messages::read_messages;
+pub(crate) use messages::{read_content, read_messages};
 use request::ChatRequest;
 
 pub(crate) use request::{TemplateFields, read_metadata, read_service_tier};
@@ -32,10 +32,10 @@ use crate::{
     known_fields::Route,
     layers::RequestContext,
     limits::{self, Read},
-    openai::{Stamp, new_id},
+    openai::new_id,
     prompt::{self, ChatNeeds},
     run::{self, Job},
-    state::{AppState, unix_seconds},
+    state::AppState,
 };
 
 /// Reads, renders, queues and answers one chat request.
@@ -62,12 +62,7 @@ pub(crate) async fn create(
     tools.apply(&state, &mut chat.generation, &mut chat.message_plan).await?;
     let needs = ChatNeeds::of(&state, &chat.generation);
     let prompt = prompt::encode_chat(&state, PromptSource::Messages, prompt, needs).await?;
-    let stamp = Stamp {
-        id: new_id("chatcmpl"),
-        created: unix_seconds(),
-        model: chat.generation.model.clone().unwrap_or_else(|| state.bounds().primary_model()),
-        system_fingerprint: state.fingerprint(chat.generation.cache(&state.bounds().cache)),
-    };
+    let stamp = state.stamp(new_id("chatcmpl"), &chat.generation);
     let job = Job::submit(&state, &context, &chat.generation, PromptSource::Messages, vec![prompt]).await?;
     job.plan_messages(&mut chat.message_plan);
     let response = if chat.generation.stream {

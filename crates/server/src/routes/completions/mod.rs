@@ -23,10 +23,10 @@ use crate::{
     known_fields::Route,
     layers::RequestContext,
     limits::{self, Read},
-    openai::{Stamp, new_id},
+    openai::new_id,
     prompt,
     run::{self, Job},
-    state::{AppState, unix_seconds},
+    state::AppState,
 };
 
 /// Prompts up to this length are made into text at once.
@@ -56,12 +56,7 @@ pub(crate) async fn create(
         written.push(Written { text, num_tokens: ids.len() });
         prompt_ids.push(PromptIds::from(ids));
     }
-    let stamp = Stamp {
-        id: new_id("cmpl"),
-        created: unix_seconds(),
-        model: completion.generation.model.clone().unwrap_or_else(|| state.bounds().primary_model()),
-        system_fingerprint: state.fingerprint(completion.generation.cache(&state.bounds().cache)),
-    };
+    let stamp = state.stamp(new_id("cmpl"), &completion.generation);
     let fields = &completion.generation;
     let job = Job::submit(&state, &context, fields, PromptSource::Prompt, prompt_ids).await?;
     if completion.generation.echo {

@@ -10,7 +10,7 @@ use crate::{
     error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
     generation::Bounds,
-    routes::chat::ImageParts,
+    routes::chat::{ImageParts, read_content},
 };
 
 const MAX_ITEMS: usize = 2048;
@@ -120,7 +120,9 @@ impl<'b> Conversation<'b> {
         item.entries(|name, field| {
             match name {
                 "role" => role = Some(field.one_of(&["user", "assistant", "system", "developer"])?),
-                "content" => content = Some(read_content(&field, &mut self.images, ignored)?),
+                "content" => {
+                    content = Some(read_content(&field, |part| read_part(part, &mut self.images, ignored))?);
+                }
                 "phase" => drop(field.one_of(&["commentary", "final_answer"])?),
                 _ => read_rest(name, &field, ignored)?,
             }
@@ -175,7 +177,7 @@ impl<'b> Conversation<'b> {
                     })?;
                     call = Some((id, name));
                 }
-                "output" => output = Some(read_content(&field, images, ignored)?),
+                "output" => output = Some(read_content(&field, |part| read_part(part, images, ignored))?),
                 _ => read_rest(name, &field, ignored)?,
             }
             Ok(())
@@ -236,22 +238,6 @@ fn read_rest(name: &str, field: &Field<'_, '_>, ignored: &mut IgnoredFields) -> 
         _ => ignored.push(field),
     }
     Ok(())
-}
-
-/// A string, or an array of parts.
-fn read_content(
-    field: &Field<'_, '_>,
-    images: &mut ImageParts<'_>,
-    ignored: &mut IgnoredFields,
-) -> Result<Value, ApiError> {
-    match field.value() {
-        Value::String(text) => Ok(text.as_str().into()),
-        Value::Array(_) => {
-            let parts = field.filled_array(MAX_PARTS)?;
-            Ok(Value::Array(field.each(parts, |part| read_part(&part, images, ignored))?))
-        }
-        _ => Err(field.error(ErrorKind::InvalidType, "must be a string or an array of parts")),
-    }
 }
 
 /// A part of text, or an image. A refusal is what the assistant said.

@@ -26,9 +26,9 @@ use crate::{
     known_fields::Route,
     layers::RequestContext,
     limits::{self, Read},
-    openai::{Stamp, new_item_id},
+    openai::new_item_id,
     run::{self, Job},
-    state::{AppState, unix_seconds},
+    state::AppState,
 };
 
 /// Reads, renders, queues and answers one request.
@@ -47,12 +47,7 @@ pub(crate) async fn create(
     request.tools.apply(&state, &mut request.generation, &mut request.message_plan).await?;
     let prompt = truncation::encode(&state, &mut request).await?;
     let fields = &request.generation;
-    let stamp = Stamp {
-        id: new_item_id("resp"),
-        created: unix_seconds(),
-        model: fields.model.clone().unwrap_or_else(|| state.bounds().primary_model()),
-        system_fingerprint: state.fingerprint(fields.cache(&state.bounds().cache)),
-    };
+    let stamp = state.stamp(new_item_id("resp"), fields);
     let is_streamed = fields.stream;
     let job = Job::submit(&state, &context, fields, PromptSource::Input, vec![prompt]).await?;
     job.plan_messages(&mut request.message_plan);
