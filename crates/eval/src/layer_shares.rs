@@ -7,7 +7,11 @@
 //! slots are spent. Only differences between runs on the same samples count, and the others share the
 //! slots that one layer gains or loses, as they would in service.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+    mpsc,
+};
 
 use locket_model::kv_cache::SideCar;
 use serde::Serialize;
@@ -49,34 +53,32 @@ pub struct LayerShares {
 }
 
 impl Evaluation<'_> {
-    /// Measures shares for the one configuration of the options; `say` is told what was measured.
+    /// Measures shares for the one configuration of the options, `jobs` runs at a time, each with a model
+    /// of its own; `say` is told what was measured. Results do not depend on `jobs`.
     ///
     /// # Errors
     /// [`Error::Options`] unless there is one configuration, of a method that shares layers, and both text
     /// and probes; the model's.
-    pub fn layer_shares(&self, say: &mut dyn FnMut(&str)) -> Result<LayerShares, Error> {
+    pub fn layer_shares(&self, jobs: usize, say: &mut dyn FnMut(&str)) -> Result<LayerShares, Error> {
         let (configuration, side_car) = self.configuration_to_share()?;
         let num_layers = self.num_layers();
         let losses = |shares: &[f32]| -> Result<Losses, Error> {
             let side_car = SideCar { layer_shares: Some(shares.to_vec()), ..side_car.clone() };
             losses_of(&self.measure_with(&configuration, Arc::new(side_car))?)
         };
-        let equal = losses(&vec![1.0; num_layers])?;
-        say(&format!("equal shares: text {:.4}, probes {:.4}", equal.text, equal.probes));
-        let mut layers = Vec::with_capacity(num_layers);
+        let mut trials = vec![vec![1.0; num_layers]];
         for layer in 0..num_layers {
-            let [least, most] = BOUNDS;
-            let with = |share| losses(&one_share(layer, num_layers, share));
-            let effect = LayerEffect { least: with(least)?, most: with(most)? };
-            say(&format!(
-                "layer {layer}: {least} of a share costs text {:+.4}, probes {:+.4}; {most} shares {:+.4}, {:+.4}",
-                effect.least.text - equal.text,
-                effect.least.probes - equal.probes,
-                effect.most.text - equal.text,
-                effect.most.probes - equal.probes,
-            ));
-            layers.push(effect);
+            trials.extend(BOUNDS.map(|share| one_share(layer, num_layers, share)));
         }
+        let mut measured = 0;
+        let results = in_parallel(jobs, &trials, &losses, &mut |of, losses| {
+            measured += 1;
+            let (what, runs) = (trial_name(of), trials.len());
+            say(&format!("{measured}/{runs} {what}: text {:.4}, probes {:.4}", losses.text, losses.probes));
+        })?;
+        let equal = results[0];
+        let layers: Vec<LayerEffect> =
+            results[1..].chunks_exact(2).map(|of| LayerEffect { least: of[0], most: of[1] }).collect();
         let shares = share_out(equal, &layers);
         let shared = losses(&shares)?;
         say(&format!("measured shares: text {:.4}, probes {:.4}", shared.text, shared.probes));
@@ -104,6 +106,54 @@ impl Evaluation<'_> {
         one.settings.layer_budgets = true;
         Ok((one, side_car))
     }
+}
+
+/// What the trial of this index changes.
+fn trial_name(trial: usize) -> String {
+    match trial.checked_sub(1) {
+        None => "equal shares".to_owned(),
+        Some(at) => format!("layer {} with a share of {}", at / 2, BOUNDS[at % 2]),
+    }
+}
+
+/// The losses of all `trials` in order, `jobs` at a time; `done` hears of each as it comes. After a failure
+/// no more are begun.
+fn in_parallel(
+    jobs: usize,
+    trials: &[Vec<f32>],
+    losses: &(dyn Fn(&[f32]) -> Result<Losses, Error> + Sync),
+    done: &mut dyn FnMut(usize, Losses),
+) -> Result<Vec<Losses>, Error> {
+    let next = AtomicUsize::new(0);
+    let mut results = vec![None; trials.len()];
+    std::thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        for _ in 0..jobs.clamp(1, trials.len().max(1)) {
+            let (sender, next) = (sender.clone(), &next);
+            scope.spawn(move || {
+                loop {
+                    let trial = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(shares) = trials.get(trial) else { return };
+                    let outcome = losses(shares);
+                    if outcome.is_err() {
+                        next.store(trials.len(), Ordering::Relaxed);
+                    }
+                    if sender.send((trial, outcome)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (trial, outcome) in receiver {
+            let outcome = outcome?;
+            done(trial, outcome);
+            results[trial] = Some(outcome);
+        }
+        Ok::<(), Error>(())
+    })?;
+    let missing = || Error::options("jobs", "a run ended without a result");
+    results.into_iter().map(|losses| losses.ok_or_else(missing)).collect()
 }
 
 /// One layer with `share`, the others with equal parts of the rest.
@@ -211,5 +261,23 @@ mod tests {
     fn others_share_what_one_gains() {
         let shares = one_share(1, 5, 2.5);
         assert_eq!(shares, [0.625, 2.5, 0.625, 0.625, 0.625]);
+    }
+
+    #[test]
+    fn trials_come_back_in_order_however_many_run_at_once() {
+        let trials: Vec<Vec<f32>> = (0..17).map(|trial| vec![trial as f32]).collect();
+        let losses = |shares: &[f32]| Ok(Losses { text: f64::from(shares[0]), probes: 0.0 });
+        for jobs in [0, 1, 4, 40] {
+            let mut heard = Vec::new();
+            let results = in_parallel(jobs, &trials, &losses, &mut |trial, _| heard.push(trial)).unwrap();
+            assert!(results.iter().enumerate().all(|(trial, of)| of.text == trial as f64));
+            heard.sort_unstable();
+            assert!(heard.into_iter().eq(0..17));
+        }
+        let failing = |shares: &[f32]| match shares[0] {
+            3.0 => Err(Error::options("tasks", "no")),
+            of => Ok(Losses { text: f64::from(of), probes: 0.0 }),
+        };
+        assert!(in_parallel(2, &trials, &failing, &mut |_, _| ()).is_err());
     }
 }

@@ -62,6 +62,9 @@ pub struct BudgetArgs {
     /// Sequences that advance together.
     #[arg(long, default_value_t = 4, value_name = "SEQUENCES")]
     batch: u32,
+    /// Runs at a time, each with a model of its own: on a GPU one run alone leaves it half idle.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
     /// Also write everything that was measured to this file as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -87,7 +90,7 @@ pub fn run(args: &BudgetArgs) -> anyhow::Result<String> {
     let side_car = Arc::new(SideCar::read(path, &bytes, CacheGeometry::of(&checkpoint.config))?);
     let options = args.options(&config);
     let evaluation = Evaluation::prepare(&checkpoint, &processor, &args.data, options, Some(side_car))?;
-    let measured = evaluation.layer_shares(&mut |line| tracing::info!("{line}"))?;
+    let measured = evaluation.layer_shares(args.jobs, &mut |line| tracing::info!("{line}"))?;
     locket_tune::write_layer_shares(&bytes, &measured.shares, args.note(), &args.out)?;
     if let Some(path) = &args.report {
         write_whole(path, &serde_json::to_vec_pretty(&measured)?)?;

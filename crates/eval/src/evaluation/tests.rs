@@ -111,7 +111,7 @@ fn shares_are_measured_layer_by_layer() {
     let prepare =
         |options: EvalOptions| Evaluation::prepare(&checkpoint, &processor, &files, options, None).unwrap();
     let mut lines = Vec::new();
-    let measured = prepare(options.clone()).layer_shares(&mut |line| lines.push(line.to_owned())).unwrap();
+    let measured = prepare(options.clone()).layer_shares(2, &mut |line| lines.push(line.to_owned())).unwrap();
     let layers = checkpoint.config.num_layers;
     assert_eq!((measured.shares.len(), measured.layers.len(), lines.len()), (layers, layers, layers + 2));
     assert!((measured.shares.iter().sum::<f32>() - layers as f32).abs() < 1e-4);
@@ -121,6 +121,6 @@ fn shares_are_measured_layer_by_layer() {
         EvalOptions { slots: vec![32, 48], ..options.clone() },
         EvalOptions { tasks: vec![Task::Perplexity], ..options },
     ] {
-        assert!(prepare(wrong).layer_shares(&mut |_| {}).is_err());
+        assert!(prepare(wrong).layer_shares(2, &mut |_| {}).is_err());
     }
 }
