@@ -221,7 +221,8 @@ impl Engine {
             // One whose prompt could not be scored has ended.
             let goes_on = sequence.end.is_none();
             if is_complete && goes_on {
-                self.shared.metrics.prefilled(sequence.request.prompt_ids.len());
+                let prompt_tokens = sequence.request.prompt_ids.len();
+                self.shared.metrics.prefilled(prompt_tokens, sequence.cached_tokens);
                 self.finish_prompt(part.index);
             }
             if part.sample {
@@ -288,9 +289,15 @@ impl Engine {
 
     /// Publishes the state between two steps.
     fn tell_state(&self) {
-        let Scheduler { running, pool, .. } = &self.scheduler;
+        let Scheduler { running, waiting, pool, .. } = &self.scheduler;
         self.shared.set_cache_usage(metrics::usage(pool));
-        self.shared.metrics.set_state(running, self.shared.num_waiting(), pool);
+        let queue = metrics::Queue {
+            waiting,
+            num_waiting: self.shared.num_waiting(),
+            is_crowded: running.len() >= self.shared.config.max_running,
+            now: self.now(),
+        };
+        self.shared.metrics.set_state(running, &queue, pool);
     }
 
     pub(crate) fn now(&self) -> Duration {

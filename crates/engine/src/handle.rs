@@ -7,7 +7,7 @@ use std::sync::{
 };
 
 use locket_model::{
-    MemoryUse, ModelConfig,
+    MemoryUse, Model, ModelConfig,
     kv_cache::{CacheMethod, CachePlan, CacheSettings},
 };
 
@@ -44,6 +44,13 @@ pub struct EngineFacts {
     pub cache: CachePlan,
     /// Bytes by pool.
     pub memory: MemoryUse,
+}
+
+impl EngineFacts {
+    /// What `model` says of itself.
+    pub(crate) fn of(model: &dyn Model) -> Self {
+        Self { model: model.config().clone(), cache: model.cache_plan().clone(), memory: model.memory() }
+    }
 }
 
 /// What handles and the engine thread share. All of it is atomic: no lock is ever held.

@@ -8,23 +8,29 @@ use std::time::Duration;
 
 use locket_model::MemoryUse;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry,
 };
 
 use crate::{
-    FinishReason,
+    EngineConfig, EngineFacts, FinishReason,
     block_pool::BlockPool,
     sequence::{End, Sequence},
 };
 
 mod maker;
+mod memory;
 mod snapshots;
 mod steering;
+mod vllm;
+mod waiting;
 
 use maker::{Made, Maker, one_two_five};
+use memory::MemoryMetrics;
 pub(crate) use snapshots::SnapshotMetrics;
 pub(crate) use steering::SteeringMetrics;
+use vllm::VllmMetrics;
+pub(crate) use waiting::Queue;
+use waiting::WaitingMetrics;
 
 const TIME_TO_FIRST_TOKEN: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -59,7 +65,6 @@ pub(crate) struct StepFacts {
 #[derive(Clone)]
 pub(crate) struct EngineMetrics {
     num_running: Gauge,
-    num_waiting: Gauge,
     cache_usage: Gauge,
     prompt_tokens: IntCounter,
     generation_tokens: IntCounter,
@@ -80,29 +85,26 @@ pub(crate) struct EngineMetrics {
     blocks: IntGaugeVec,
     step_seconds: HistogramVec,
     batch_rows: Histogram,
-    queue_depth: IntGauge,
     rejections: IntCounterVec,
     non_finite: IntCounter,
     step_failures: IntCounter,
     folded_tokens: IntCounter,
     exact: IntCounterVec,
+    memory: MemoryMetrics,
+    waiting: WaitingMetrics,
+    vllm: VllmMetrics,
     snapshots: SnapshotMetrics,
     steering: SteeringMetrics,
 }
 
 impl EngineMetrics {
     /// Registers all series; those with a fixed set of label values appear at once, as zeros.
-    pub(crate) fn register(
-        registry: &Registry,
-        model_name: &str,
-        max_position: usize,
-        memory: MemoryUse,
-    ) -> Made<Self> {
-        let labels = [("model_name", model_name), ("engine", "0")];
+    pub(crate) fn register(registry: &Registry, config: &EngineConfig, facts: &EngineFacts) -> Made<Self> {
+        let labels = [("model_name", config.model_name.as_str()), ("engine", "0")];
         let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let make = Maker::new(registry, labels);
-        let tokens = one_two_five(max_position);
-        register_constants(&make, memory)?;
+        let tokens = one_two_five(facts.model.max_position);
+        register_pools(&make, facts.memory)?;
         let step_options = HistogramOpts {
             common_opts: make.options("locket_step_seconds", "Duration of a step."),
             buckets: STEP_TIME.into(),
@@ -111,7 +113,6 @@ impl EngineMetrics {
         ["prefill", "decode", "mixed"].iter().for_each(|kind| drop(step_seconds.with_label_values(&[kind])));
         Ok(Self {
             num_running: make.gauge("vllm:num_requests_running", "Sequences that own a block.")?,
-            num_waiting: make.gauge("vllm:num_requests_waiting", "Sequences that wait for a block.")?,
             cache_usage: make.gauge("vllm:kv_cache_usage_perc", "Share of slots taken, 0 to 1.")?,
             prompt_tokens: make
                 .counter("vllm:prompt_tokens_total", "Prompt tokens, cached ones included.")?,
@@ -192,9 +193,6 @@ impl EngineMetrics {
             ))?,
             step_seconds,
             batch_rows: make.histogram("locket_batch_rows", "Rows of a step.", &STEP_TOKENS)?,
-            queue_depth: make.register(IntGauge::with_opts(
-                make.options("locket_queue_depth", "Sequences in the waiting queue."),
-            ))?,
             rejections: make.counters(
                 "locket_rejections_total",
                 "Requests that were not accepted, by reason.",
@@ -213,6 +211,9 @@ impl EngineMetrics {
                 "exact",
                 &["true", "false"],
             )?,
+            memory: MemoryMetrics::register(&make, &facts.cache)?,
+            waiting: WaitingMetrics::register(&make, config)?,
+            vllm: VllmMetrics::register(&make, config, facts, &tokens)?,
             snapshots: SnapshotMetrics::register(&make)?,
             steering: SteeringMetrics::register(&make)?,
         })
@@ -243,9 +244,10 @@ impl EngineMetrics {
         self.non_finite.inc();
     }
 
-    /// A prompt is in its block, by a snapshot or by being run.
-    pub(crate) fn prefilled(&self, prompt_tokens: usize) {
+    /// A prompt is in its block, `cached_tokens` of it by a snapshot, the rest by being run.
+    pub(crate) fn prefilled(&self, prompt_tokens: usize, cached_tokens: u32) {
         self.prompt_tokens.inc_by(prompt_tokens as u64);
+        self.vllm.prefilled(prompt_tokens, cached_tokens);
     }
 
     /// A sequence was worked on for the first time.
@@ -286,6 +288,8 @@ impl EngineMetrics {
         self.request_prompt_tokens.observe(f64::from(sequence.prompt_len()));
         self.request_generation_tokens.observe(num_generated as f64);
         self.request_max_tokens.observe(f64::from(sequence.request.max_tokens));
+        self.vllm.ended(sequence, num_generated);
+        self.memory.ended(sequence);
         self.folded_tokens.inc_by(u64::from(sequence.folded_tokens.saturating_sub(sequence.folded_before)));
         if matches!(end, End::Finished(_) | End::Satisfied) {
             let is_exact = if sequence.folded_tokens == 0 { "true" } else { "false" };
@@ -315,16 +319,16 @@ impl EngineMetrics {
     }
 
     /// Sets the gauges to the state between two steps.
-    pub(crate) fn set_state(&self, running: &[Sequence], num_waiting: usize, pool: &BlockPool) {
+    pub(crate) fn set_state(&self, running: &[Sequence], queue: &Queue<'_>, pool: &BlockPool) {
         self.num_running.set(running.len() as f64);
-        self.num_waiting.set(num_waiting as f64);
-        self.queue_depth.set(num_waiting as i64);
+        self.waiting.set(queue);
         self.cache_usage.set(usage(pool));
         self.steering.set_waiting(running.iter().filter(|sequence| sequence.awaits_guide()).count());
         let filled: u64 = running
             .iter()
             .map(|sequence| u64::from(sequence.num_cached.min(sequence.request.cache.capacity())))
             .sum();
+        self.memory.set_state(running, filled, pool);
         self.slots.with_label_values(&["total"]).set(pool.slots_total() as i64);
         self.slots.with_label_values(&["reserved"]).set(pool.slots_taken() as i64);
         self.slots.with_label_values(&["used"]).set(filled as i64);
@@ -336,10 +340,8 @@ impl EngineMetrics {
     }
 }
 
-/// Series that never move after start.
-fn register_constants(make: &Maker<'_>, memory: MemoryUse) -> Made<()> {
-    // Nothing is ever preempted; dashboards read this name.
-    make.counter("vllm:num_preemptions_total", "Always 0: nothing is preempted.")?;
+/// What was allocated at start.
+fn register_pools(make: &Maker<'_>, memory: MemoryUse) -> Made<()> {
     let bytes = make.register(GaugeVec::new(
         make.options("locket_memory_bytes", "Bytes that the model holds, by pool."),
         &["pool"],
@@ -371,11 +373,13 @@ mod tests {
     fn every_series_is_in_the_documentation() {
         let registry = Registry::new();
         let model = FakeModel::new(&[(64, 2)], 64);
-        let metrics = EngineMetrics::register(&registry, "tiny", 8192, model.memory()).unwrap();
-        metrics.set_state(&[], 0, &BlockPool::new(model.cache_plan()));
+        let config = EngineConfig { model_name: "tiny".into(), ..EngineConfig::default() };
+        let metrics = EngineMetrics::register(&registry, &config, &EngineFacts::of(&model)).unwrap();
+        let queue = Queue { waiting: &[], num_waiting: 0, is_crowded: false, now: Duration::ZERO };
+        metrics.set_state(&[], &queue, &BlockPool::new(model.cache_plan()));
         let documentation = include_str!("../../../docs/metrics.md");
         let families = registry.gather();
-        assert_eq!(families.len(), 43);
+        assert_eq!(families.len(), 59);
         for family in families {
             let entry = format!("| `{}` |", family.name());
             assert!(documentation.contains(&entry), "{} is not in docs/metrics.md", family.name());

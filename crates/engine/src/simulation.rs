@@ -24,6 +24,7 @@ mod alone;
 mod exactness;
 mod fairness;
 mod faults;
+mod gauges;
 mod prompts;
 mod resume;
 mod returning;

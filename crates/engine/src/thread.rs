@@ -84,16 +84,11 @@ pub(crate) fn build(
         let reason = format!("is cut down to {max_rows} by the model's workspace, must be at least 32");
         return Err(Error::Config { field: "max_batch_rows", reason });
     }
-    let facts = EngineFacts {
-        model: model.config().clone(),
-        cache: model.cache_plan().clone(),
-        memory: model.memory(),
-    };
+    let facts = EngineFacts::of(model.as_ref());
     if facts.cache.num_blocks() == 0 {
         return Err(Error::Config { field: "cache", reason: "has no blocks: nothing could ever run".into() });
     }
-    let metrics =
-        EngineMetrics::register(registry, &config.model_name, facts.model.max_position, facts.memory)?;
+    let metrics = EngineMetrics::register(registry, &config, &facts)?;
     let limits = Limits {
         max_rows,
         prefill_chunk: config.prefill_chunk,

@@ -36,7 +36,11 @@ impl<'r> Maker<'r> {
     }
 
     pub(super) fn gauge(&self, name: &str, help: &str) -> Made<Gauge> {
-        self.register(Gauge::with_opts(self.options(name, help)))
+        self.gauge_of(self.options(name, help))
+    }
+
+    pub(super) fn gauge_of(&self, options: Opts) -> Made<Gauge> {
+        self.register(Gauge::with_opts(options))
     }
 
     pub(super) fn counter(&self, name: &str, help: &str) -> Made<IntCounter> {

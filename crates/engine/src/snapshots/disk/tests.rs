@@ -20,9 +20,10 @@ fn snapshot(ids: &[u32], image: Vec<u8>) -> Snapshot {
 }
 
 fn metrics() -> SnapshotMetrics {
-    let memory = locket_model::MemoryUse::default();
     let registry = prometheus::Registry::new();
-    let metrics = crate::metrics::EngineMetrics::register(&registry, "tiny", 64, memory).unwrap();
+    let facts = crate::EngineFacts::of(&crate::fake_model::FakeModel::new(&[(64, 2)], 64));
+    let config = crate::EngineConfig::default();
+    let metrics = crate::metrics::EngineMetrics::register(&registry, &config, &facts).unwrap();
     metrics.snapshots().clone()
 }
 
