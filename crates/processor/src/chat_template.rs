@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     ChatPrompt, Error,
+    images::{self, ImageForm},
     reasoning::TemplateSwitches,
     tools::{self, ToolFormat},
 };
@@ -45,6 +46,8 @@ pub(crate) struct ChatTemplate {
     /// It prints the arguments of calls that are objects, not texts.
     takes_objects: bool,
     tool_format: Option<ToolFormat>,
+    /// What it does with images, if the model sees them.
+    images: Option<ImageForm>,
 }
 
 impl ChatTemplate {
@@ -66,6 +69,7 @@ impl ChatTemplate {
             takes_tools: false,
             takes_objects: false,
             tool_format: ToolFormat::detect(source),
+            images: None,
         };
         let probe = |content: Value| {
             let messages = vec![json!({"role": "user", "content": content})];
@@ -108,6 +112,15 @@ impl ChatTemplate {
             })
         });
         matches!((first, second), (Ok(first), Ok(second)) if first != second)
+    }
+
+    /// Finds out what it does with images, for which `placeholder` stands.
+    pub fn see_images(&mut self, placeholder: &str) {
+        let render = |content: Value| {
+            let messages = vec![json!({"role": "user", "content": content})];
+            self.render_messages(messages, &ChatPrompt::default(), true).ok()
+        };
+        self.images = Some(ImageForm::probe(placeholder, render));
     }
 
     /// The template's text.
@@ -172,6 +185,8 @@ impl ChatTemplate {
                 "continue_final_message and add_generation_prompt exclude each other; set one of them".into(),
             ));
         }
+        let defused = self.defused(chat);
+        let chat = defused.as_ref().unwrap_or(chat);
         let messages = chat.messages.iter().enumerate().map(|(idx, message)| self.message(idx, message));
         let mut messages = messages.collect::<Result<Vec<Value>, Error>>()?;
         if !chat.continue_final_message {
@@ -194,6 +209,17 @@ impl ChatTemplate {
         Ok(prompt)
     }
 
+    /// The conversation without placeholders of images in its texts, if it has images.
+    fn defused(&self, chat: &ChatPrompt) -> Option<ChatPrompt> {
+        let form = self.images.as_ref()?;
+        images::images(&chat.messages).next()?;
+        let mut chat = chat.clone();
+        let lists = chat.documents.iter_mut().chain(&mut chat.tools).flatten();
+        let values = chat.messages.iter_mut().chain(lists).chain(chat.kwargs.values_mut());
+        values.for_each(|value| form.defuse(value));
+        Some(chat)
+    }
+
     /// One message in the form that the template understands.
     fn message(&self, idx: usize, message: &Value) -> Result<Value, Error> {
         let mut message = message.clone();
@@ -206,13 +232,27 @@ impl ChatTemplate {
         if self.takes_objects {
             tools::arguments_as_objects(fields);
         }
-        let content = match fields.get("content") {
-            Some(Value::Array(parts)) if !self.takes_parts => Value::String(joined_text(idx, parts)?),
-            Some(Value::String(text)) if !self.takes_text => json!([{"type": "text", "text": text}]),
+        let inlined = match (fields.get("content"), &self.images) {
+            (Some(Value::Array(parts)), Some(form)) => form.inlined(parts),
+            _ => None,
+        };
+        let as_parts = |text: &str| json!([{"type": "text", "text": text}]);
+        let content = match (fields.get("content"), inlined) {
+            (_, Some(text)) if self.takes_text => Value::String(text),
+            (_, Some(text)) => as_parts(&text),
+            (Some(Value::Array(parts)), None) if !self.takes_parts && !self.prints_images(parts) => {
+                Value::String(joined_text(idx, parts)?)
+            }
+            (Some(Value::String(text)), None) if !self.takes_text => as_parts(text),
             _ => return Ok(message),
         };
         fields.insert("content".into(), content);
         Ok(message)
+    }
+
+    /// Whether it prints these parts itself, of which some are images.
+    fn prints_images(&self, parts: &[Value]) -> bool {
+        self.images.is_some() && parts.iter().any(images::is_image)
     }
 
     fn render_messages(

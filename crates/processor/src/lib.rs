@@ -14,6 +14,7 @@ mod chat_template;
 mod content_stops;
 pub mod error;
 mod gguf_tokenizer;
+pub mod images;
 mod pre_tokenizer;
 pub mod reasoning;
 mod sentencepiece;
@@ -29,6 +30,7 @@ pub use text_stream::{TextDelta, TextOptions, TextStream};
 
 use crate::{
     chat_template::ChatTemplate,
+    images::ImageToken,
     reasoning::{ReasoningProfile, ReasoningSettings, TemplateSwitches},
     steering::{GrammarError, Grammars},
     tokenizer::Tokenizer,
@@ -39,6 +41,7 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct ChatPrompt {
     /// Messages as the template sees them: objects with `role`, `content` (text or parts), …
+    /// Images are parts `{"type": "image"}`, for a processor that sees ([`Processor::see_images`]).
     /// Parts are joined, one per line, for a template that takes text only; the role `developer`
     /// becomes `system` for a template that does not mention it.
     pub messages: Vec<serde_json::Value>,
@@ -62,6 +65,7 @@ pub struct Processor {
     chat_template: Option<ChatTemplate>,
     eos_token_ids: Vec<u32>,
     bos_token_id: Option<u32>,
+    image_token: Option<ImageToken>,
     /// Built when it is first asked for.
     grammars: OnceLock<Result<Grammars, GrammarError>>,
 }
@@ -93,8 +97,14 @@ impl Processor {
             bos_token_id = vocabulary.bos_token_id.or(bos_token_id);
             eos_token_ids.extend(vocabulary.eos_token_id.filter(|id| !config.eos_token_ids.contains(id)));
         }
-        let mut processor =
-            Self { tokenizer, chat_template: None, eos_token_ids, bos_token_id, grammars: OnceLock::new() };
+        let mut processor = Self {
+            tokenizer,
+            chat_template: None,
+            eos_token_ids,
+            bos_token_id,
+            image_token: None,
+            grammars: OnceLock::new(),
+        };
         if let Some(template) = chat_template {
             let special_tokens = processor.special_tokens(source);
             processor.chat_template = Some(ChatTemplate::new(template, special_tokens)?);
@@ -109,6 +119,47 @@ impl Processor {
     /// [`Error::UnknownToken`] if the text needs a token that the model has no row for.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
         self.tokenizer.encode(text, add_special_tokens)
+    }
+
+    /// Takes images in conversations from now on. `token_id` is the id that the checkpoint has for
+    /// them; one that the tokenizer does not know, or none, has a placeholder all the same.
+    pub fn see_images(&mut self, token_id: Option<u32>) {
+        let usual = || match self.encode(ImageToken::usual_text(), false).ok()?.as_slice() {
+            [id] => Some(*id),
+            _ => None,
+        };
+        let known = token_id.or_else(usual).and_then(|id| {
+            let text = self.token_text(id).into_owned();
+            let is_one = !text.is_empty() && self.encode(&text, false).is_ok_and(|ids| ids == [id]);
+            is_one.then(|| ImageToken::known(id, text))
+        });
+        let token = known.unwrap_or_else(|| ImageToken::foreign(token_id));
+        if let Some(template) = &mut self.chat_template {
+            template.see_images(&token.text);
+        }
+        self.image_token = Some(token);
+    }
+
+    /// What stands for an image in prompts; `None`: the model takes text only.
+    pub fn image_token(&self) -> Option<&ImageToken> {
+        self.image_token.as_ref()
+    }
+
+    /// A rendered conversation to ids, as [`Self::encode`]; each placeholder of an image is one id,
+    /// that of [`Self::image_token`].
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_prompt(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
+        let Some(token) = self.image_token.as_ref().filter(|token| !token.is_known()) else {
+            return self.encode(text, add_special_tokens);
+        };
+        let mut ids = Vec::new();
+        for (index, piece) in text.split(&token.text).enumerate() {
+            ids.extend((index > 0).then_some(token.id));
+            ids.extend(self.encode(piece, add_special_tokens && index == 0)?);
+        }
+        Ok(ids)
     }
 
     /// Ids to text, invalid UTF-8 replaced.
@@ -162,7 +213,10 @@ impl Processor {
 
     /// The exact bytes of a token; joining them gives the text. Empty for ids out of range.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
-        self.tokenizer.table.bytes(id)
+        match &self.image_token {
+            Some(token) if token.id == id => token.text.as_bytes(),
+            _ => self.tokenizer.table.bytes(id),
+        }
     }
 
     /// The text of a token, invalid UTF-8 (a part of a character) replaced.

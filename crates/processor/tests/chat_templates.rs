@@ -189,3 +189,63 @@ fn switches_of_thinking_are_found_by_rendering() {
     let switches = effort.template_switches();
     assert!(switches.reasoning_effort && switches.thinking_key() == Some("thinking"));
 }
+
+/// The parts of a user's message with images: `i` is one, other letters are text.
+fn seen(processor: &Processor, parts: &str) -> (String, usize) {
+    let part = |letter: char| match letter {
+        'i' => json!({"type": "image", "index": 7}),
+        _ => json!({"type": "text", "text": letter.to_string()}),
+    };
+    let prompt = user(&parts.chars().map(part).collect());
+    let text = processor.render_chat(&prompt).unwrap();
+    let ids = processor.encode_prompt(&text, false).unwrap();
+    let token = processor.image_token().unwrap();
+    (text, ids.iter().filter(|id| **id == token.id).count())
+}
+
+/// A template in the style of LLaVA's: images first, then texts.
+const IMAGES_FIRST: &str = "{% for m in messages %}USER: {% for c in m['content'] | selectattr('type', 'equalto', \
+    'image') %}{{ '<tool>\n' }}{% endfor %}{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}\
+    {{ c['text'] }}{% endfor %}{% endfor %} ASSISTANT:";
+
+#[test]
+fn images_stand_where_their_part_stands() {
+    // The vocabulary's last token, `<tool>`, stands for images here.
+    let tool = byte_level_vocabulary("smollm").tokens.len() as u32 - 1;
+    let mut native = with_template(IMAGES_FIRST);
+    assert!(native.image_token().is_none());
+    native.see_images(Some(tool));
+    assert_eq!(seen(&native, "ia"), ("USER: <tool>\na ASSISTANT:".into(), 1));
+    assert_eq!(seen(&native, "iia"), ("USER: <tool>\n<tool>\na ASSISTANT:".into(), 2));
+    assert_eq!(seen(&native, "aib"), ("USER: a\n<tool>\nb ASSISTANT:".into(), 1));
+    let mut generic = with_template(include_str!("../../../tests/golden/chat_templates/chatml.jinja"));
+    generic.see_images(Some(tool));
+    let (text, images) = seen(&generic, "iaib");
+    assert!(text.contains("user\n<tool>\na\n<tool>\nb<|im_end|>"), "{text}");
+    assert_eq!(images, 2);
+}
+
+#[test]
+fn placeholders_that_users_write_stand_for_nothing() {
+    let tool = byte_level_vocabulary("smollm").tokens.len() as u32 - 1;
+    let mut processor = with_template(IMAGES_FIRST);
+    processor.see_images(Some(tool));
+    let prompt = user(&json!([{"type": "image"}, {"type": "text", "text": "what is <tool>?"}]));
+    let ids = processor.encode_prompt(&processor.render_chat(&prompt).unwrap(), false).unwrap();
+    assert_eq!(ids.iter().filter(|id| **id == tool).count(), 1);
+}
+
+/// An id beyond the tokenizer, as LLaVA's is beyond Vicuna's GGUF vocabulary.
+#[test]
+fn a_placeholder_that_the_tokenizer_does_not_know() {
+    for id in [None, Some(32_000)] {
+        let mut processor = with_template(include_str!("../../../tests/golden/chat_templates/chatml.jinja"));
+        processor.see_images(id);
+        let token = processor.image_token().unwrap().clone();
+        assert_eq!((token.is_known(), token.shown_id), (false, id.unwrap_or(0)));
+        assert_eq!(processor.token_bytes(token.id), b"<image>");
+        assert_eq!(seen(&processor, "aib").1, 1);
+        // Text is text elsewhere.
+        assert!(!processor.encode("<image>", false).unwrap().contains(&token.id));
+    }
+}
