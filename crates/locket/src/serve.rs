@@ -169,6 +169,7 @@ fn server_config(parts: &Parts<'_>) -> ServerConfig {
         api_keys: api.api_keys.clone(),
         api_key_file: api.api_key_file.clone(),
         metrics_require_key: api.metrics_require_key,
+        page: api.page,
         tls: api.tls.clone(),
         connections: api.connections.clone(),
         images: api.images.clone(),

@@ -43,6 +43,8 @@ pub struct ServerConfig {
     pub api_key_file: Option<PathBuf>,
     /// `/metrics` asks for a key too.
     pub metrics_require_key: bool,
+    /// Serve the page at `/`.
+    pub page: bool,
     /// Certificate and key; `None`: plain HTTP.
     pub tls: Option<TlsFiles>,
     /// What a connection may take.
@@ -151,6 +153,7 @@ impl Default for ServerConfig {
             api_keys: Vec::new(),
             api_key_file: None,
             metrics_require_key: false,
+            page: true,
             tls: None,
             connections: ConnectionLimits::default(),
             images: ImageSettings::default(),

@@ -25,6 +25,7 @@ mod message;
 mod metrics;
 mod openai;
 mod openapi;
+mod page;
 mod prompt;
 mod routes;
 mod run;
@@ -85,6 +86,7 @@ pub fn router(state: AppState) -> Router {
         .route("/openapi.json", get(openapi::show))
         .route("/docs", get(openapi::show_page))
         .route("/docs/{name}", get(openapi::asset));
+    let routes = page::add(routes, state.config().page);
     let routes = NOT_IMPLEMENTED
         .iter()
         .fold(routes, |routes, path| routes.route(path, any(fallback::not_implemented)))

@@ -119,6 +119,8 @@ pub struct ApiSettings {
     pub api_key_file: Option<PathBuf>,
     /// `/metrics` asks for a key.
     pub metrics_require_key: bool,
+    /// The page at `/` is served.
+    pub page: bool,
     /// PEM files of certificate and key.
     pub tls: Option<TlsFiles>,
     /// What a connection may take.
@@ -251,6 +253,7 @@ impl Config {
                 api_keys: read.secrets("api-key"),
                 api_key_file: read.text_if_set("api-key-file").map(PathBuf::from),
                 metrics_require_key: read.switch("metrics-require-key"),
+                page: read.switch("page"),
                 tls: tls_files(&read),
                 connections: ConnectionLimits {
                     max_connections: read.integer("max-connections") as u32,

@@ -131,6 +131,14 @@ pub static SETTINGS: &[Setting] = &[
         "Ask for a key on /metrics too. Probes, the description of the API and its page never ask for one.",
     ),
     setting(
+        "page",
+        Group::Api,
+        Kind::Switch,
+        Preset::Value("true"),
+        "Serve the page for people at /: chat, settings and the live state of the server. Its files need no key; what \
+         it asks the API does.",
+    ),
+    setting(
         "tls-cert",
         Group::Api,
         Kind::Text { what: "file" },

@@ -17,7 +17,8 @@ use crate::{
     state::AppState,
 };
 
-/// Routes that never ask for a key: probes, and the description of the API.
+/// Routes that never ask for a key: probes, the description of the API, and the files of the page, which
+/// asks for one itself.
 const OPEN: &[&str] = &[
     "/health",
     "/health/live",
@@ -27,6 +28,8 @@ const OPEN: &[&str] = &[
     "/openapi.json",
     "/docs",
     "/docs/{name}",
+    "/",
+    "/assets/{name}",
 ];
 
 /// Lets a request through if its key is good or none is needed, and says on the answer what is left

@@ -42,7 +42,6 @@ async fn operator_routes() {
 async fn wrong_routes_methods_and_types() {
     let server = TestServer::start();
     server.get("/v2/chat").await.is_error(404, "not_found");
-    server.get("/").await.is_error(404, "not_found");
     for (method, path, allow) in [
         (Method::GET, "/v1/chat/completions", "POST"),
         (Method::DELETE, "/v1/models/tiny", "GET,HEAD"),

@@ -9,6 +9,7 @@ mod embeddings;
 mod fake;
 mod http;
 mod keys;
+mod page;
 mod reasoning;
 mod responses;
 mod scoring;
