@@ -3,7 +3,13 @@
 use std::process::Command;
 
 fn main() {
-    let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
+    // Given where the source has no repository with it, as in the images.
+    println!("cargo::rerun-if-env-changed=LOCKET_COMMIT");
+    let given = std::env::var("LOCKET_COMMIT").ok().filter(|commit| !commit.is_empty());
+    let commit = given
+        .map(|commit| commit.chars().take(12).collect())
+        .or_else(|| git(&["rev-parse", "--short=12", "HEAD"]))
+        .unwrap_or_else(|| "unknown".into());
     println!("cargo::rustc-env=BUILD_COMMIT={commit}");
     let features: Vec<_> = ["hub", "tls", "cuda"]
         .into_iter()

@@ -10,6 +10,7 @@ use crate::{
     bench::{self, BenchArgs},
     config::{self, Config, SettingFlags, Sources},
     eval::{self, EvalArgs},
+    health::{self, HealthArgs},
     inspect,
     keys::{self, KeysCommand},
     model_source, serve, telemetry,
@@ -38,6 +39,8 @@ enum Command {
     Inspect(ModelArgs),
     /// Print the effective configuration and where each value comes from.
     Config(ConfigArgs),
+    /// Ask the server on this machine whether it takes requests: exit code 0 if it does, else 1.
+    Health(HealthArgs),
     /// Make API keys, and entries of key files.
     #[command(subcommand)]
     Keys(KeysCommand),
@@ -102,6 +105,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Config(args)) if args.template => print(&config::template_file()),
         Some(Command::Config(args)) if args.reference => print(&config::reference_page()),
         Some(Command::Config(args)) => print(&configure(args.flags)?.to_toml()),
+        Some(Command::Health(args)) => print(&health::run(args)?),
         Some(Command::Keys(command)) => print(&keys::run(command)?),
         Some(Command::Bench(args)) => bench::run(*args).map(|()| ExitCode::SUCCESS),
         Some(Command::Tune(args)) => print(&tune::run(args)?),

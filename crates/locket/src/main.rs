@@ -6,6 +6,7 @@ mod cgroup;
 mod cli;
 mod config;
 mod eval;
+mod health;
 mod inspect;
 mod keys;
 mod memory;
