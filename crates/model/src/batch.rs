@@ -1,6 +1,6 @@
 //! What one step computes: flat rows, no padding.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use crate::Error;
 
@@ -9,27 +9,48 @@ use crate::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
-/// One step's input. Decode rows and prefill chunks share every matrix product; a row is one token.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Names an adapter that a model has loaded ([`Model::load_adapter`](crate::Model::load_adapter)). No
+/// number is given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterId(pub u32);
+
+/// One step's input. Decode rows and prefill chunks share every matrix product; a row is one token, or
+/// one visual token, whose embedding is given.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
-    /// Token ids `[rows]`.
+    /// Token ids `[rows]`; those of rows with an embedding are not looked up.
     pub ids: Vec<u32>,
-    /// Position of each token in its sequence `[rows]`, from 0.
+    /// Position of each token in its sequence `[rows]`, from 0. Positions of a sequence ascend; where
+    /// tokens were left out they have gaps.
     pub positions: Vec<u32>,
     /// Which rows belong to which sequence; ranges are disjoint, ascending and cover all rows.
     pub sequences: Vec<BatchSequence>,
     /// Rows whose logits are wanted `[samples]`, ascending.
     pub sample_rows: Vec<u32>,
+    /// Rows whose embedding is not the table's; ranges are disjoint and ascending.
+    pub embedded: Vec<EmbeddedRows>,
 }
 
 /// The rows of one sequence in a [`Batch`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchSequence {
-    /// Rows of this sequence: consecutive tokens, the first at the position after the last one
-    /// that its block has seen.
+    /// Rows of this sequence: consecutive tokens, the first behind the last one that its block has seen.
     pub rows: Range<u32>,
     /// The sequence's cache, opened before.
     pub block: BlockId,
+    /// The adapter that its rows go through; `None`: the model as it is.
+    pub adapter: Option<AdapterId>,
+}
+
+/// Rows of a [`Batch`] whose embedding is given: visual tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EmbeddedRows {
+    /// The rows.
+    pub rows: Range<u32>,
+    /// Embeddings `[more rows, hidden_size]` that others may share.
+    pub embeddings: Arc<[f32]>,
+    /// Which of them is the first row's.
+    pub first: u32,
 }
 
 impl Batch {
@@ -39,6 +60,7 @@ impl Batch {
         self.positions.clear();
         self.sequences.clear();
         self.sample_rows.clear();
+        self.embedded.clear();
     }
 
     /// Number of rows.
@@ -46,16 +68,36 @@ impl Batch {
         self.ids.len()
     }
 
-    /// Appends one sequence's next tokens, the first at `position`; `sample` asks for the logits
-    /// of the last row.
+    /// Appends one sequence's next tokens, the first at `position`, the others right behind it; `sample`
+    /// asks for the logits of the last row.
     pub fn push(&mut self, block: BlockId, position: u32, ids: &[u32], sample: bool) {
+        self.push_at(block, (position..).take(ids.len()), ids, sample);
+    }
+
+    /// Appends one sequence's next tokens at `positions`, one for each of `ids`; `sample` asks for the
+    /// logits of the last row.
+    pub fn push_at(
+        &mut self,
+        block: BlockId,
+        positions: impl IntoIterator<Item = u32>,
+        ids: &[u32],
+        sample: bool,
+    ) {
         let start = self.ids.len() as u32;
         self.ids.extend_from_slice(ids);
-        self.positions.extend((position..).take(ids.len()));
+        self.positions.extend(positions);
         let end = self.ids.len() as u32;
-        self.sequences.push(BatchSequence { rows: start..end, block });
+        self.sequences.push(BatchSequence { rows: start..end, block, adapter: None });
         if sample && end > start {
             self.sample_rows.push(end - 1);
+        }
+    }
+
+    /// Gives `rows`, behind all that have an embedding already, those of `embeddings [more rows,
+    /// hidden_size]` from `first` on.
+    pub fn embed(&mut self, rows: Range<u32>, embeddings: &Arc<[f32]>, first: u32) {
+        if !rows.is_empty() {
+            self.embedded.push(EmbeddedRows { rows, embeddings: Arc::clone(embeddings), first });
         }
     }
 
@@ -63,10 +105,10 @@ impl Batch {
     ///
     /// # Errors
     /// [`Error::InvalidBatch`] if it has no rows or more than `max_rows`, an id is not below
-    /// `vocab_size`, or rows, sequences and sample rows contradict one another. How far positions may
-    /// go depends on a block's settings:
+    /// `vocab_size`, embeddings are not there or not `hidden_size` wide, or rows, sequences and sample rows
+    /// contradict one another. How far positions may go depends on a block's settings:
     /// [`BlockState::check_append`](crate::kv_cache::BlockState::check_append).
-    pub fn check(&self, max_rows: usize, vocab_size: usize) -> Result<(), Error> {
+    pub fn check(&self, max_rows: usize, vocab_size: usize, hidden_size: usize) -> Result<(), Error> {
         let rows = self.num_rows();
         let invalid = |reason: String| Err(Error::InvalidBatch(reason));
         if rows == 0 || rows > max_rows {
@@ -90,14 +132,44 @@ impl Batch {
                 return invalid(format!("sequence {idx} has rows {start}..{end}, expected them from {next}"));
             }
             let positions = &self.positions[start as usize..end as usize];
-            if !positions.windows(2).all(|pair| pair[0].checked_add(1) == Some(pair[1])) {
-                return invalid(format!("positions of sequence {idx} are not consecutive"));
+            if !positions.is_sorted_by(|a, b| a < b) {
+                return invalid(format!("positions of sequence {idx} do not ascend"));
             }
             next = end;
         }
         if next as usize != rows {
             return invalid(format!("sequences cover {next} of {rows} rows"));
         }
+        self.check_embedded(hidden_size)
+    }
+
+    fn check_embedded(&self, hidden_size: usize) -> Result<(), Error> {
+        let mut next = 0;
+        for EmbeddedRows { rows, embeddings, first } in &self.embedded {
+            let (Range { start, end }, first) = (rows.clone(), *first as usize);
+            let have = embeddings.len().checked_div(hidden_size).unwrap_or(0);
+            let in_order = start >= next && end > start && end as usize <= self.num_rows();
+            if !in_order || first + rows.len() > have || !embeddings.len().is_multiple_of(hidden_size) {
+                return Err(Error::InvalidBatch(format!(
+                    "rows {start}..{end} have embeddings from {first} on of {} numbers, {hidden_size} each",
+                    embeddings.len()
+                )));
+            }
+            next = end;
+        }
         Ok(())
+    }
+
+    /// Every row with an embedding, and the embedding `[hidden_size]`; after [`Self::check`].
+    pub(crate) fn embeddings(&self, hidden_size: usize) -> impl Iterator<Item = (usize, &[f32])> {
+        self.embedded.iter().flat_map(move |part| {
+            let of_part = part.embeddings.chunks_exact(hidden_size).skip(part.first as usize);
+            (part.rows.start as usize..part.rows.end as usize).zip(of_part)
+        })
+    }
+
+    /// Positions of a sequence's rows.
+    pub(crate) fn positions_of(&self, sequence: &BatchSequence) -> &[u32] {
+        &self.positions[sequence.rows.start as usize..sequence.rows.end as usize]
     }
 }

@@ -162,8 +162,8 @@ fn batches_that_contradict_the_cache_are_refused() {
         refused(model.as_mut(), "unknown block", &|batch| batch.sequences[0].block = BlockId(2));
         refused(model.as_mut(), "block not open", &|batch| batch.sequences[0].block = BlockId(1));
         refused(model.as_mut(), "id out of range", &|batch| batch.ids[1] = 49_152);
-        refused(model.as_mut(), "positions from 1", &|batch| batch.positions = vec![1, 2, 3, 4]);
-        refused(model.as_mut(), "positions with a gap", &|batch| batch.positions[3] = 4);
+        refused(model.as_mut(), "a position twice", &|batch| batch.positions[3] = 2);
+        refused(model.as_mut(), "a position too far", &|batch| batch.positions[3] = 8192);
         refused(model.as_mut(), "rows left over", &|batch| batch.sequences[0].rows = 0..3);
         refused(model.as_mut(), "rows beyond", &|batch| batch.sequences[0].rows = 0..5);
         refused(model.as_mut(), "sample row out of range", &|batch| batch.sample_rows = vec![4]);

@@ -5,6 +5,7 @@ use super::{
     budgets::{self, Regions},
     compaction::Frame,
     methods::lococo::Mixture,
+    progress::Progress,
 };
 use crate::Error;
 
@@ -13,8 +14,8 @@ use crate::Error;
 pub struct Segment {
     /// Call [`BlockState::fold`] first.
     pub fold: bool,
-    /// Then call [`BlockState::compact`].
-    pub compact: bool,
+    /// Then, unless this is 0, call [`BlockState::compact`] with it.
+    pub compact: u32,
     /// Then append and attend this many rows.
     pub rows: usize,
 }
@@ -39,10 +40,13 @@ pub struct BlockState {
     pub(super) len: Vec<u32>,
     /// Whether a layer has folded before `[layers]`.
     pub(super) folded: Vec<bool>,
-    /// Rows that each layer has seen `[layers]`; the next one's absolute position.
-    pub(super) seen: Vec<u32>,
+    /// How far each layer has come `[layers]`.
+    pub(super) progress: Vec<Progress>,
     /// Position in the frame of the token in each slot: of each layer `[kv_heads, its stride]`.
     positions: Vec<u32>,
+    /// Positions without a token before the token in each slot, as [`Self::positions`]; empty if the block
+    /// is not made for folds of sequences with gaps.
+    gaps: Vec<u32>,
     /// Side arrays: of each layer `[columns, kv_heads, its stride]`.
     columns: Vec<f32>,
     /// Other numbers of the method `[layers, per_layer]`.
@@ -64,8 +68,9 @@ impl BlockState {
             regions: Regions::uniform(geometry.num_layers, stride),
             len: vec![0; geometry.num_layers],
             folded: vec![false; geometry.num_layers],
-            seen: vec![0; geometry.num_layers],
+            progress: vec![Progress::default(); geometry.num_layers],
             positions: vec![0; slots],
+            gaps: vec![0; if side.gaps { slots } else { 0 }],
             columns: vec![0.0; slots * side.columns],
             kept: vec![0.0; geometry.num_layers * side.per_layer],
         }
@@ -74,6 +79,11 @@ impl BlockState {
     /// The model's geometry.
     pub fn geometry(&self) -> CacheGeometry {
         self.geometry
+    }
+
+    /// Side arrays that the block's memory has.
+    pub(super) fn side_arrays(&self) -> SideArrays {
+        self.side
     }
 
     /// Slots per layer and head that the block's memory has on average.
@@ -148,8 +158,9 @@ impl BlockState {
         self.lay_out_uniformly();
         self.len.fill(0);
         self.folded.fill(false);
-        self.seen.fill(0);
+        self.progress.fill(Progress::default());
         self.positions.fill(0);
+        self.gaps.fill(0);
         self.columns.fill(0.0);
         self.kept.fill(0.0);
     }
@@ -170,7 +181,7 @@ impl BlockState {
     /// the first time. The backend then folds every layer with [`Self::fold`] and calls [`Self::spread`].
     pub fn is_to_be_spread(&self) -> bool {
         let Some(settings) = self.settings else { return false };
-        !self.is_spread && !self.budgets.is_empty() && self.next_position() == settings.capacity()
+        !self.is_spread && !self.budgets.is_empty() && self.seen(0) == settings.capacity()
     }
 
     /// Whether the layers' own regions exist in this block.
@@ -210,42 +221,62 @@ impl BlockState {
         self.frame
     }
 
-    /// Absolute position that the sequence's next token must have.
+    /// Least position that the sequence's next token may have.
     pub fn next_position(&self) -> u32 {
-        self.seen.first().copied().unwrap_or(0)
+        self.progress.first().map_or(0, |progress| progress.next + progress.shift)
     }
 
     /// Rows that `layer` has seen.
     pub fn seen(&self, layer: usize) -> u32 {
-        self.seen[layer]
+        self.progress[layer].seen
+    }
+
+    /// The position that `layer` rotates the sequence's token at `position` to.
+    pub fn frame_position(&self, layer: usize, position: u32) -> u32 {
+        self.frame.position(self.progress[layer].position(position))
+    }
+
+    /// Whether positions were left out before the latest token, in some layer.
+    pub(super) fn has_gaps(&self) -> bool {
+        self.progress.iter().any(|progress| progress.gaps() > 0)
     }
 
     /// Tokens of the sequence that some layer no longer holds in a slot of their own; 0 while
     /// attention is exact.
     pub fn folded_tokens(&self) -> u32 {
-        let layers = self.seen.iter().zip(&self.len);
-        layers.map(|(&seen, &len)| seen - len).max().unwrap_or(0)
+        let layers = self.progress.iter().zip(&self.len);
+        layers.map(|(progress, &len)| progress.seen - len).max().unwrap_or(0)
     }
 
-    /// Checks that `rows` tokens, the first at absolute position `position`, may be appended next.
+    /// Checks that tokens at `positions`, which ascend, may be appended next.
     ///
     /// # Errors
     /// [`Error::InvalidBatch`] if the block is not open, the tokens do not continue its sequence, they
-    /// would overflow a block that never folds, or lie beyond the model's context.
-    pub fn check_append(&self, position: u32, rows: usize) -> Result<(), Error> {
+    /// would overflow a block that never folds, lie beyond the model's context, or have gaps that the block
+    /// was not made for.
+    pub fn check_append(&self, positions: &[u32]) -> Result<(), Error> {
         let Some(settings) = self.settings else {
             return Err(Error::InvalidBatch("a sequence's block was not opened".into()));
         };
-        if position != self.next_position() {
+        let (Some(&position), Some(&last)) = (positions.first(), positions.last()) else { return Ok(()) };
+        let rows = positions.len();
+        let next = self.next_position();
+        if position < next {
             return Err(Error::InvalidBatch(format!(
-                "a sequence's rows start at position {position}, but its block goes on at {}",
-                self.next_position()
+                "a sequence's rows start at position {position}, but its block goes on at {next}"
             )));
         }
         let limit = self.frame.limit();
-        if rows as u64 + u64::from(position) > u64::from(limit) {
+        if last >= limit {
             return Err(Error::InvalidBatch(format!(
-                "{rows} rows from position {position}; the model was trained on {limit}"
+                "{rows} rows from position {position} to {last}; the model was trained on {limit}"
+            )));
+        }
+        let has_gap = u64::from(last - next) + 1 != rows as u64;
+        if has_gap && settings.folds() && !self.side.gaps {
+            return Err(Error::InvalidBatch(format!(
+                "positions {position} to {last} of {rows} rows have gaps, but the block was not planned for \
+                 gaps in sequences that fold"
             )));
         }
         // The first layer folds last, so it is the fullest before any fold.
@@ -257,7 +288,7 @@ impl BlockState {
                 self.len(0)
             )));
         }
-        let to_border = settings.rows_to_border(position) as usize;
+        let to_border = settings.rows_to_border(self.seen(0)) as usize;
         if rows > to_border && !self.budgets.is_empty() {
             return Err(Error::InvalidBatch(format!(
                 "{rows} rows from position {position} cross the border at which the block is laid out \
@@ -295,9 +326,33 @@ impl BlockState {
     }
 
     pub(super) fn positions_of_mut(&mut self, layer: usize, head: usize) -> &mut [u32] {
+        let range = self.slots_of(layer, head);
+        &mut self.positions[range]
+    }
+
+    /// Where the slots of a head lie in [`Self::positions`].
+    fn slots_of(&self, layer: usize, head: usize) -> std::ops::Range<usize> {
         let stride = self.stride_of(layer);
         let at = self.start_of(layer) * self.geometry.num_kv_heads + head * stride;
-        &mut self.positions[at..at + stride]
+        at..at + stride
+    }
+
+    /// Positions without a token before those in the slots of a head `[stride]`; empty if that is not
+    /// kept.
+    pub(super) fn gaps_of(&self, layer: usize, head: usize) -> &[u32] {
+        self.gaps.get(self.slots_of(layer, head)).unwrap_or_default()
+    }
+
+    pub(super) fn gaps_of_mut(&mut self, layer: usize, head: usize) -> &mut [u32] {
+        let range = self.slots_of(layer, head);
+        self.gaps.get_mut(range).unwrap_or_default()
+    }
+
+    /// As [`Self::gaps_of`], of all heads `[kv_heads, stride]`.
+    fn layer_gaps(&self, layer: usize) -> &[u32] {
+        let heads = self.geometry.num_kv_heads;
+        let at = self.start_of(layer) * heads;
+        self.gaps.get(at..at + heads * self.stride_of(layer)).unwrap_or_default()
     }
 
     /// Where a side array of a layer lies.
@@ -340,26 +395,27 @@ impl BlockState {
         &self.kept[layer * size..(layer + 1) * size]
     }
 
-    /// Stores what the method keeps of the queries of the `rows` rows that were just appended to
+    /// Stores what the method keeps of the queries of the rows at `positions` that were just appended to
     /// `layer`: `[rows, stride]` whose first `heads * head_dim` numbers count, rotated.
     pub fn keep_queries(
         &mut self,
         layer: usize,
-        rows: usize,
+        positions: &[u32],
         queries: &[f32],
         stride: usize,
         rotation: &Rotation,
     ) {
         let Some(settings) = self.settings.filter(|settings| settings.method.keeps_queries()) else { return };
-        let (geometry, frame) = (self.geometry, self.frame);
+        let geometry = self.geometry;
         let (method, width) = (settings.method.fold_method(), geometry.num_heads * geometry.head_dim);
-        let first = self.seen[layer] - rows as u32;
-        for (row, position) in (first..).take(rows).enumerate() {
-            if let Some(kept) = method.query_place(geometry, position) {
+        let first = self.seen(layer) - positions.len() as u32;
+        for (row, (token, &position)) in (first..).zip(positions).enumerate() {
+            if let Some(kept) = method.query_place(geometry, token) {
+                let rotated_to = self.frame_position(layer, position);
                 let kept = &mut self.kept_mut(layer)[kept];
                 kept.copy_from_slice(&queries[row * stride..][..width]);
                 for head in kept.chunks_exact_mut(geometry.head_dim) {
-                    rotation.undo(head, frame.position(position));
+                    rotation.undo(head, rotated_to);
                 }
             }
         }
@@ -392,17 +448,19 @@ impl BlockState {
         }
     }
 
-    /// The next part of `rows` rows that wait for `layer`: fold or not, and how many rows fit
-    /// before the next fold or compaction. Loop until all rows are done.
+    /// The next part of rows at `positions` of the sequence that wait for `layer`: fold or not, and how
+    /// many rows fit before the next fold or compaction. Loop until all rows are done.
     ///
     /// # Panics
-    /// If the block was not opened, or a block that never folds is full (both are caller's bugs
-    /// that `upload` refuses).
-    pub fn next_segment(&self, layer: usize, rows: usize) -> Segment {
+    /// If the block was not opened, there are no rows, or a block that never folds is full (all are
+    /// caller's bugs that `upload` refuses).
+    pub fn next_segment(&self, layer: usize, positions: &[u32]) -> Segment {
         let settings = self.settings.expect("the block is open");
-        let seen = self.seen[layer];
-        let rows = rows.min(self.frame.until_border(seen) as usize);
-        let compact = self.frame.is_border(seen);
+        let progress = self.progress[layer];
+        let turns = |position: u32| self.frame.turns(progress.position(position));
+        let new = turns(positions[0]);
+        let compact = new - self.frame.turns(progress.next.saturating_sub(1));
+        let rows = positions.partition_point(|&position| turns(position) == new);
         let room = self.fold_at(layer, settings).saturating_sub(self.len(layer));
         if room > 0 {
             return Segment { fold: false, compact, rows: rows.min(room) };
@@ -411,20 +469,28 @@ impl BlockState {
         Segment { fold: true, compact, rows: rows.min(settings.ring as usize) }
     }
 
-    /// Records that the sequence's next `rows` rows were appended to `layer`; their keys and values
+    /// Records that rows at `positions` of the sequence were appended to `layer`; their keys and values
     /// go to slots `len..len + rows` of every head. Returns the first slot.
-    pub fn append(&mut self, layer: usize, rows: usize) -> usize {
-        let start = self.len(layer);
-        let first = self.frame.position(self.seen[layer]);
+    pub fn append(&mut self, layer: usize, positions: &[u32]) -> usize {
+        let (start, rows) = (self.len(layer), positions.len());
+        let (progress, frame) = (self.progress[layer], self.frame);
         for head in 0..self.geometry.num_kv_heads {
             let slots = &mut self.positions_of_mut(layer, head)[start..start + rows];
-            slots.iter_mut().zip(first..).for_each(|(slot, position)| *slot = position);
+            for (slot, &position) in slots.iter_mut().zip(positions) {
+                *slot = frame.position(progress.position(position));
+            }
+            for (token, (gaps, &position)) in
+                (progress.seen..).zip(self.gaps_of_mut(layer, head).iter_mut().skip(start).zip(positions))
+            {
+                *gaps = progress.position(position) - token;
+            }
             for column in 0..self.side.columns {
                 self.column_mut(layer, column, head)[start..start + rows].fill(0.0);
             }
         }
+        let sinks = self.settings.map_or(0, |settings| settings.sinks);
         self.len[layer] += rows as u32;
-        self.seen[layer] += rows as u32;
+        self.progress[layer].append(positions, sinks);
         start
     }
 
@@ -435,7 +501,7 @@ impl BlockState {
         slots: &'a dyn SlotReader,
         context: &'a FoldContext,
     ) -> LayerView<'a> {
-        let seen = self.seen[layer];
+        let progress = self.progress[layer];
         let start = self.column_range(layer, 0).start;
         let size = self.geometry.num_kv_heads * self.stride_of(layer);
         LayerView {
@@ -444,11 +510,13 @@ impl BlockState {
             num_heads: self.geometry.num_heads,
             num_kv_heads: self.geometry.num_kv_heads,
             head_dim: self.geometry.head_dim,
-            seen,
+            seen: progress.seen,
             // In the frame of the slots, which a border has not moved yet.
-            next_position: self.frame.position(seen.saturating_sub(1)) + 1,
+            next_position: self.frame.position(progress.next.saturating_sub(1)) + 1,
             settings,
             positions: self.positions(layer),
+            num_gaps: progress.gaps(),
+            gaps: self.layer_gaps(layer),
             columns: &self.columns[start..start + self.side.columns * size],
             kept: self.kept(layer),
             stride: self.stride_of(layer),
@@ -463,6 +531,9 @@ impl BlockState {
             let (head, from, to) = (head as usize, from as usize, to as usize);
             let positions = self.positions_of_mut(layer, head);
             positions[to] = positions[from];
+            if let Some(&moved) = self.gaps_of(layer, head).get(from) {
+                self.gaps_of_mut(layer, head)[to] = moved;
+            }
             for column in 0..self.side.columns {
                 let column = self.column_mut(layer, column, head);
                 column[to] = column[from];
@@ -475,10 +546,18 @@ impl BlockState {
     /// Takes over the positions of mixed slots; what they receive is counted anew.
     pub(super) fn take_mixture(&mut self, layer: usize, mixture: &Mixture) {
         let heads = self.geometry.num_kv_heads;
-        let slots = mixture.positions.len() / heads;
+        let slots = mixture.sources.len() / heads;
         for head in 0..heads {
-            let positions = &mixture.positions[head * slots..(head + 1) * slots];
-            self.positions_of_mut(layer, head)[..slots].copy_from_slice(positions);
+            let sources = &mixture.sources[head * slots..(head + 1) * slots];
+            // Sources may lie on either side of their new places.
+            let positions: Vec<u32> =
+                sources.iter().map(|&slot| self.positions_of(layer, head)[slot as usize]).collect();
+            self.positions_of_mut(layer, head)[..slots].copy_from_slice(&positions);
+            if !self.gaps.is_empty() {
+                let gaps: Vec<u32> =
+                    sources.iter().map(|&slot| self.gaps_of(layer, head)[slot as usize]).collect();
+                self.gaps_of_mut(layer, head)[..slots].copy_from_slice(&gaps);
+            }
             self.column_mut(layer, 0, head).fill(0.0);
         }
         self.len[layer] = slots as u32;
@@ -497,7 +576,7 @@ impl BlockState {
         }
         self.len.copy_from_slice(&other.len);
         self.folded.copy_from_slice(&other.folded);
-        self.seen.copy_from_slice(&other.seen);
+        self.progress.copy_from_slice(&other.progress);
         let kept = self.side.per_layer.min(other.side.per_layer);
         for layer in 0..self.geometry.num_layers {
             self.kept_mut(layer)[..kept].copy_from_slice(&other.kept(layer)[..kept]);
@@ -513,6 +592,8 @@ impl BlockState {
             for head in 0..self.geometry.num_kv_heads {
                 self.positions_of_mut(layer, head)[..len]
                     .copy_from_slice(&other.positions_of(layer, head)[..len]);
+                let gaps = self.gaps_of_mut(layer, head).iter_mut().zip(other.gaps_of(layer, head));
+                gaps.take(len).for_each(|(to, from)| *to = *from);
                 for column in 0..columns {
                     self.column_mut(layer, column, head)[..len]
                         .copy_from_slice(&other.column_of(layer, column, head)[..len]);
@@ -524,6 +605,7 @@ impl BlockState {
     /// Bytes of positions, side arrays and counts.
     pub fn num_bytes(&self) -> usize {
         size_of_val(self.positions.as_slice())
+            + size_of_val(self.gaps.as_slice())
             + size_of_val(self.columns.as_slice())
             + size_of_val(self.kept.as_slice())
     }

@@ -1,8 +1,8 @@
 //! Keeping positions inside the trained range.
 //!
 //! Rotary embeddings are trained on positions below some `T`. A sequence whose block folds may become
-//! longer than that. When its next row would be at absolute position `T, T + D, T + 2D, …` the block
-//! is *compacted*: with a head's slots in order of their positions `p_0 < p_1 < …`, slot `j` moves to
+//! longer than that. When its next row would be at or behind absolute position `T, T + D, T + 2D, …` the
+//! block is *compacted* (a gap may cross several borders, which then count as one of their sum): with a head's slots in order of their positions `p_0 < p_1 < …`, slot `j` moves to
 //! `max(p_j - D, j)`. Recent tokens keep their distances to each other and to what follows, sinks stay
 //! where they are, and tokens from long ago crowd behind the sinks in order. Keys are turned by the
 //! difference. It happens rarely and by a large step `D`, so rounding does not add up.
@@ -41,28 +41,20 @@ impl Frame {
         self.step
     }
 
+    /// How often the block was compacted before the row at absolute position `position` is appended.
+    pub fn turns(&self, position: u32) -> u32 {
+        match position.checked_sub(self.trained) {
+            Some(beyond) if self.step > 0 => 1 + beyond / self.step,
+            _ => 0,
+        }
+    }
+
     /// The position that the row at absolute position `position` is rotated to.
     pub fn position(&self, position: u32) -> u32 {
         if position < self.trained || self.step == 0 {
             position
         } else {
             self.trained - self.step + (position - self.trained) % self.step
-        }
-    }
-
-    /// Whether the block is compacted before the row at absolute position `position` is appended.
-    pub fn is_border(&self, position: u32) -> bool {
-        self.step > 0 && position >= self.trained && (position - self.trained).is_multiple_of(self.step)
-    }
-
-    /// Rows from absolute position `position` to the next border, that position's own border excepted.
-    pub fn until_border(&self, position: u32) -> u32 {
-        if self.step == 0 {
-            u32::MAX
-        } else if position < self.trained {
-            self.trained - position
-        } else {
-            self.step - (position - self.trained) % self.step
         }
     }
 }
@@ -76,17 +68,13 @@ mod tests {
         let frame = Frame::new(8192, 640);
         assert_eq!(frame.step(), 4096);
         assert_eq!(frame.position(8191), 8191);
-        assert!(frame.is_border(8192) && frame.is_border(12288) && !frame.is_border(8193));
         assert_eq!((frame.position(8192), frame.position(12287), frame.position(12288)), (4096, 8191, 4096));
-        assert_eq!(
-            (frame.until_border(0), frame.until_border(8192), frame.until_border(12287)),
-            (8192, 4096, 1)
-        );
+        assert_eq!([0, 8191, 8192, 12287, 12288].map(|position| frame.turns(position)), [0, 0, 1, 1, 2]);
         for position in 0..100_000 {
             assert!(frame.position(position) < 8192);
             assert_eq!(
                 frame.position(position + 1) == frame.position(position) + 1,
-                !frame.is_border(position + 1)
+                frame.turns(position + 1) == frame.turns(position)
             );
         }
     }
@@ -97,7 +85,7 @@ mod tests {
         assert_eq!(frame.step(), 2192 / 16 * 16);
         assert!(frame.position(8192) >= 6000);
         let frame = Frame::new(8192, 8192);
-        assert_eq!((frame.step(), frame.limit(), frame.is_border(8192)), (0, 8192, false));
+        assert_eq!((frame.step(), frame.limit(), frame.turns(8192)), (0, 8192, 0));
         assert_eq!(Frame::fixed(512).limit(), 512);
     }
 }

@@ -73,6 +73,10 @@ pub struct LayerView<'a> {
     pub settings: CacheSettings,
     /// Position in the block's frame of the token in each slot `[kv_heads, stride]`.
     pub positions: &'a [u32],
+    /// Positions without a token before the next row's.
+    pub num_gaps: u32,
+    /// Of these, how many lie before each slot's token `[kv_heads, stride]`; empty: none do.
+    pub gaps: &'a [u32],
     /// Side arrays `[columns, kv_heads, stride]`.
     pub columns: &'a [f32],
     /// The layer's other numbers, as the method laid them out.
@@ -93,7 +97,9 @@ impl LayerView<'_> {
 
     /// Rows that could see a slot: its own and all later ones.
     pub fn age(&self, head: usize, slot: usize) -> u32 {
-        self.next_position.saturating_sub(self.position(head, slot)).max(1)
+        let gaps = self.gaps.get(head * self.stride + slot).copied().unwrap_or(0);
+        age(self.next_position - self.position(head, slot).min(self.next_position), self.num_gaps, gaps)
+            .max(1)
     }
 
     /// A side array of a head `[len]`.
@@ -106,6 +112,13 @@ impl LayerView<'_> {
         let queries = (self.num_heads / self.num_kv_heads) as f32 * self.age(head, slot) as f32;
         self.column(0, head)[slot] / queries
     }
+}
+
+/// Rows since a token `distance` positions ago, its own included, with `num_gaps` positions without a
+/// token so far of which `before` lie before it.
+pub(super) fn age(distance: u32, num_gaps: u32, before: u32) -> u32 {
+    // A compaction may leave more gaps behind a token than there are positions; see `compact`.
+    (u64::from(distance) + u64::from(before)).saturating_sub(num_gaps.into()) as u32
 }
 
 /// Rankings `[kv_heads, len]`; higher survives.
@@ -185,13 +198,19 @@ impl BlockState {
         }
         scratch.scores.second.clear();
         settings.method.fold_method().rank(&view, &mut scratch.scores)?;
-        let (len, heads, next) = (view.len, view.num_kv_heads, view.next_position);
+        let (len, heads) = (view.len, view.num_kv_heads);
+        let now = Now {
+            next_position: view.next_position,
+            num_gaps: view.num_gaps,
+            sink_end: self.progress[layer].sink_end,
+        };
         let target = (settings.slots as usize).min(len);
         scratch.moves.clear();
         for head in 0..heads {
             let positions = &self.positions_of(layer, head)[..len];
             let part = head * len..(head + 1) * len;
-            let forced = protect(&mut scratch.scores.first[part.clone()], positions, settings, next);
+            let slots = (positions, self.gaps_of(layer, head));
+            let forced = protect(&mut scratch.scores.first[part.clone()], slots, settings, now);
             scratch.keep.clear();
             scratch.keep.resize(len, false);
             let second = scratch.scores.second.get(part.clone()).unwrap_or_default();
@@ -208,18 +227,17 @@ impl BlockState {
         Ok(Fold::Moves(&scratch.moves))
     }
 
-    /// Brings the positions of `layer` closer together and returns the keys that the backend must
-    /// turn; see [`super::compaction`].
+    /// Brings the positions of `layer` closer together, as `borders` compactions would, and returns the
+    /// keys that the backend must turn; see [`super::compaction`].
     ///
     /// # Panics
     /// If the block was not opened.
-    pub fn compact<'s>(&mut self, layer: usize, scratch: &'s mut FoldScratch) -> &'s [Turn] {
+    pub fn compact<'s>(&mut self, layer: usize, borders: u32, scratch: &'s mut FoldScratch) -> &'s [Turn] {
         let settings = self.settings().expect("the block is open");
-        let frame: Frame = self.frame();
-        let (len, step) = (self.len(layer), frame.step());
+        let (frame, progress): (Frame, _) = (self.frame(), self.progress[layer]);
+        let (len, step) = (self.len(layer), frame.step().saturating_mul(borders));
         // The frame has not moved yet: the next row would be at its end.
-        let old_next = frame.position(self.seen(layer).saturating_sub(1)) + 1;
-        let new_next = old_next - step;
+        let old_next = frame.position(progress.next.saturating_sub(1)) + 1;
         scratch.turns.clear();
         for head in 0..self.geometry().num_kv_heads {
             scratch.order.clear();
@@ -233,13 +251,21 @@ impl BlockState {
                 scratch.turns.push(Turn { head: head as u32, slot, by: i64::from(new) - i64::from(old) });
             }
         }
-        if settings.method.received().is_some() {
-            let method = settings.method.fold_method();
+        self.progress[layer].compact(step, settings.sinks);
+        if progress.gaps() > 0 {
+            // Ages stay as they are: what a token moved less than the next one is taken from its gaps.
+            for turn in &scratch.turns {
+                if let Some(gaps) = self.gaps_of_mut(layer, turn.head as usize).get_mut(turn.slot as usize) {
+                    *gaps = (i64::from(*gaps) + i64::from(step) + turn.by) as u32;
+                }
+            }
+        } else if settings.method.received().is_some() {
+            let (method, new_next) = (settings.method.fold_method(), old_next.saturating_sub(step));
             for turn in &scratch.turns {
                 let new = self.positions_of(layer, turn.head as usize)[turn.slot as usize];
                 let old = (i64::from(new) - turn.by) as u32;
                 let received = &mut self.column_mut(layer, 0, turn.head as usize)[turn.slot as usize];
-                *received = method.rescale(*received, old_next - old, new_next - new);
+                *received = method.rescale(*received, old_next - old, new_next.saturating_sub(new));
             }
         }
         scratch.turns.retain(|turn| turn.by != 0);
@@ -247,14 +273,28 @@ impl BlockState {
     }
 }
 
+/// Where a layer is when it folds.
+#[derive(Debug, Clone, Copy)]
+struct Now {
+    next_position: u32,
+    num_gaps: u32,
+    sink_end: u32,
+}
+
 /// Puts sinks and recent tokens on top and says how many they are. A score that is no number
 /// comes last.
-fn protect(scores: &mut [f32], positions: &[u32], settings: CacheSettings, next: u32) -> usize {
+fn protect(
+    scores: &mut [f32],
+    (positions, gaps): (&[u32], &[u32]),
+    settings: CacheSettings,
+    now: Now,
+) -> usize {
     let mut forced = 0;
-    for (score, &position) in scores.iter_mut().zip(positions) {
-        if position < settings.sinks {
+    for (slot, (score, &position)) in scores.iter_mut().zip(positions).enumerate() {
+        let distance = now.next_position.saturating_sub(position);
+        if position < now.sink_end {
             *score = f32::INFINITY;
-        } else if next.saturating_sub(position) <= settings.recent {
+        } else if age(distance, now.num_gaps, gaps.get(slot).copied().unwrap_or(0)) <= settings.recent {
             *score = f32::MAX;
         } else {
             if score.is_nan() {

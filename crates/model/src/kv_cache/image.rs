@@ -3,11 +3,11 @@
 //! Little-endian. Only filled slots and what the method uses are written, so the image depends on the
 //! sequence alone and fits into any block that is large enough.
 
-use super::{BlockState, CacheMethod, CacheSettings, FoldContext};
+use super::{BlockState, CacheMethod, CacheSettings, FoldContext, progress::Progress};
 use crate::Error;
 
 /// Changes whenever the layout or the meaning of a number does.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 impl BlockState {
     /// Appends the block's bookkeeping to `out`.
@@ -41,11 +41,17 @@ impl BlockState {
         [slots, ring, sinks, recent, recall_permille.into(), layer_budgets.into(), self.is_spread.into()]
             .into_iter()
             .for_each(&mut put);
+        let with_gaps = self.keeps_gaps();
+        put(with_gaps.into());
         for layer in 0..geometry.num_layers {
             let len = self.len(layer);
-            [self.seen(layer), len as u32, self.folded[layer].into()].into_iter().for_each(&mut put);
+            let Progress { seen, next, shift, sink_end } = self.progress[layer];
+            let words = [seen, len as u32, self.folded[layer].into(), next, shift, sink_end];
+            words.into_iter().for_each(&mut put);
             for head in 0..geometry.num_kv_heads {
                 self.positions_of(layer, head)[..len].iter().copied().for_each(&mut put);
+                let gaps = self.gaps_of(layer, head).iter().copied().filter(|_| with_gaps);
+                gaps.take(len).for_each(&mut put);
                 for column in 0..side.columns {
                     let column = &self.column_of(layer, column, head)[..len];
                     column.iter().map(|number| number.to_bits()).for_each(&mut put);
@@ -56,14 +62,20 @@ impl BlockState {
         Ok(())
     }
 
+    /// Whether the image has gaps per slot: without any, or without folds, they say nothing.
+    fn keeps_gaps(&self) -> bool {
+        self.settings().is_some_and(|settings| settings.folds()) && self.has_gaps()
+    }
+
     /// Bytes that [`Self::export`] appends.
     pub fn image_bytes(&self, context: &FoldContext) -> usize {
         let Some(settings) = self.settings() else { return 0 };
         let geometry = self.geometry();
         let side = settings.method.side_arrays(geometry, context.side_car.as_deref());
         let slots: usize = (0..geometry.num_layers).map(|layer| self.len(layer)).sum();
-        let of_layers = geometry.num_layers * (3 + side.per_layer);
-        size_of::<u32>() * (16 + of_layers + slots * geometry.num_kv_heads * (1 + side.columns))
+        let of_layers = geometry.num_layers * (6 + side.per_layer);
+        let of_slots = 1 + usize::from(self.keeps_gaps()) + side.columns;
+        size_of::<u32>() * (17 + of_layers + slots * geometry.num_kv_heads * of_slots)
     }
 
     /// Opens the block with what [`Self::export`] wrote at the start of `bytes`; returns the rest. On an
@@ -110,20 +122,32 @@ impl BlockState {
         if (side.columns, side.per_layer) != (columns as usize, per_layer as usize) {
             return Err(broken("side arrays of other weights".into()));
         }
-        let first_seen = words.peek()?;
+        let with_gaps = words.flag("gaps")?;
+        if with_gaps && !self.side_arrays().gaps {
+            return Err(broken("gaps, which the blocks were not planned for".into()));
+        }
+        let mut before = None;
         for layer in 0..geometry.num_layers {
             let (seen, len, folded) = (words.next()?, words.next()?, words.next()?);
+            let [next, shift, sink_end] = [words.next()?, words.next()?, words.next()?];
+            let progress = Progress { seen, next, shift, sink_end };
             let room = settings.capacity().min(u32::try_from(self.stride()).unwrap_or(u32::MAX));
             let room = if is_spread { self.stride_of(layer) } else { room as usize };
-            if seen != first_seen || len as usize > room || len > seen || folded > 1 {
-                return Err(broken(format!("layer {layer} has {len} of {seen} tokens")));
+            if len as usize > room || len > seen || folded > 1 || !progress.may_follow(before) {
+                return Err(broken(format!("layer {layer} with {len} of {seen} tokens before {next}")));
             }
-            self.seen[layer] = seen;
+            before = Some(progress);
+            self.progress[layer] = progress;
             self.len[layer] = len;
             self.folded[layer] = folded == 1;
             for head in 0..geometry.num_kv_heads {
                 for slot in &mut self.positions_of_mut(layer, head)[..len as usize] {
                     *slot = words.next()?;
+                }
+                if with_gaps {
+                    for gaps in &mut self.gaps_of_mut(layer, head)[..len as usize] {
+                        *gaps = words.next()?;
+                    }
                 }
                 for column in 0..side.columns {
                     for number in &mut self.column_mut(layer, column, head)[..len as usize] {

@@ -15,7 +15,8 @@
 //!
 //! **Positions.** Keys are stored rotated. A sequence that outgrows the trained context is
 //! *compacted* at fixed positions ([`compaction`]): its slots move closer together so that the
-//! newest position is inside the trained range again.
+//! newest position is inside the trained range again. A sequence's positions ascend and may have gaps
+//! (dropped visual tokens): folds go by tokens, rotation and compaction by positions.
 
 mod block;
 mod budgets;
@@ -24,6 +25,7 @@ mod fold;
 mod image;
 mod methods;
 mod plan;
+mod progress;
 mod rotation;
 mod settings;
 pub mod side_car;

@@ -111,7 +111,7 @@ impl CachePlan {
     /// Bytes that one token takes in all layers and heads: a key, a value (its dimensions rounded
     /// up to 16), a position and side arrays each.
     pub fn slot_bytes(geometry: CacheGeometry, slot_type: SlotType, side: SideArrays) -> u64 {
-        let beside = (1 + side.columns as u64).saturating_mul(size_of::<u32>() as u64);
+        let beside = (1 + u64::from(side.gaps) + side.columns as u64).saturating_mul(size_of::<u32>() as u64);
         let key = geometry.head_dim as u64;
         let value = key.checked_next_multiple_of(PADDING).unwrap_or(u64::MAX);
         slot_type
@@ -281,10 +281,11 @@ mod tests {
         assert_eq!(CachePlan::slot_bytes(SMOL, SlotType::Bf16, SideArrays::default()), 23_400);
         assert_eq!(CachePlan::slot_bytes(SMOL, SlotType::F32, SideArrays::default()), 46_440);
         // 2 * 64 bytes, two scales, position, three side arrays.
-        let learned = SideArrays { columns: 3, per_layer: 8 * 384 };
+        let learned = SideArrays { columns: 3, per_layer: 8 * 384, gaps: false };
         assert_eq!(CachePlan::slot_bytes(SMOL, SlotType::I8, learned), 90 * (128 + 8 + 16));
         assert_eq!(CachePlan::block_bytes(SMOL, SlotType::I8, learned, 256), 256 * 90 * 152 + 30 * 4 * 3072);
         assert_eq!(CachePlan::block_bytes(SMOL, SlotType::F16, SideArrays::default(), 8192), 191_692_800);
+        assert_eq!(CachePlan::slot_bytes(SMOL, SlotType::F16, SideArrays::default().with_gaps()), 23_760);
         let monstrous = CacheGeometry {
             num_layers: usize::MAX,
             num_heads: usize::MAX,
@@ -364,7 +365,7 @@ mod tests {
                     head_dim,
                     max_position: 1,
                 };
-                let side = SideArrays { columns: 3, per_layer: 100 };
+                let side = SideArrays { columns: 3, per_layer: 100, gaps: false };
                 PlanRequest { geometry, slot_type, side, capacities, budget_bytes, max_sequences }
             },
         )

@@ -236,16 +236,20 @@ impl Ops for CudaOps {
 
     fn upload(&mut self, batch: &Batch) -> Result<CudaStep, Error> {
         let model = &self.config.model;
-        batch.check(self.config.max_batch_rows, model.vocab_size)?;
+        batch.check(self.config.max_batch_rows, model.vocab_size, model.hidden_size)?;
+        if !batch.embedded.is_empty() {
+            return Err(Error::InvalidBatch("the CUDA decode skeleton takes no embeddings yet".into()));
+        }
         let blocks = self.states.len();
         for sequence in &batch.sequences {
             let Some(state) = self.states.get(sequence.block.0 as usize) else {
                 let block = sequence.block.0;
                 return Err(Error::InvalidBatch(format!("block {block} of {blocks}")));
             };
-            state.check_append(batch.positions[sequence.rows.start as usize], sequence.rows.len())?;
-            let whole = Segment { fold: false, compact: false, rows: sequence.rows.len() };
-            if (0..model.num_layers).any(|layer| state.next_segment(layer, sequence.rows.len()) != whole) {
+            let positions = batch.positions_of(sequence);
+            state.check_append(positions)?;
+            let whole = Segment { fold: false, compact: 0, rows: positions.len() };
+            if (0..model.num_layers).any(|layer| state.next_segment(layer, positions) != whole) {
                 return Err(Error::InvalidBatch("the CUDA decode skeleton does not fold yet".into()));
             }
             if batch.sequences.iter().filter(|other| other.block == sequence.block).count() > 1 {
@@ -267,7 +271,7 @@ impl Ops for CudaOps {
             self.rows.base.extend(range.clone().map(|_| place.base as u64));
             self.rows.capacity.extend(range.clone().map(|_| place.capacity as u32));
             for layer in 0..layers {
-                let first = state.append(layer, range.len());
+                let first = state.append(layer, batch.positions_of(sequence));
                 for (offset, row) in range.clone().enumerate() {
                     self.rows.slot[layer * rows + row] = (first + offset) as u32;
                     self.rows.visible[layer * rows + row] = (first + offset + 1) as u32;

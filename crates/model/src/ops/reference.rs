@@ -55,7 +55,9 @@ pub struct ReferenceStep {
     sin: Tensor,
     /// `[samples]`.
     sample_rows: Tensor,
-    /// `[rows]`, on the host for masks.
+    /// The rows whose embedding is given, `[rows, 1]`, and their embeddings `[rows, hidden]`.
+    embedded: Option<(Tensor, Tensor)>,
+    /// Positions in their sequences `[rows]`, on the host.
     positions: Vec<u32>,
     sequences: Vec<BatchSequence>,
 }
@@ -249,7 +251,7 @@ impl Ops for ReferenceOps {
 
     fn upload(&mut self, batch: &Batch) -> Result<ReferenceStep, Error> {
         let model = &self.config.model;
-        batch.check(self.config.max_batch_rows, model.vocab_size)?;
+        batch.check(self.config.max_batch_rows, model.vocab_size, model.hidden_size)?;
         let positions = self.frame_positions(batch)?;
         if let Some(blocks) = &mut self.blocks {
             blocks.spread_if_due(batch, &self.fold_context)?;
@@ -270,13 +272,17 @@ impl Ops for ReferenceOps {
             cos: table(f64::cos)?,
             sin: table(f64::sin)?,
             sample_rows: Tensor::new(batch.sample_rows.as_slice(), &self.device)?,
-            positions,
+            embedded: self.upload_embeddings(batch)?,
+            positions: batch.positions.clone(),
             sequences: batch.sequences.clone(),
         })
     }
 
     fn embed(&mut self, step: &ReferenceStep, table: &ReferenceWeight, dst: Reg) -> Result<(), Error> {
-        let rows = table.parts[0].index_select(&step.ids, 0)?;
+        let mut rows = table.parts[0].index_select(&step.ids, 0)?;
+        if let Some((is_given, given)) = &step.embedded {
+            rows = is_given.broadcast_as(rows.shape())?.where_cond(given, &rows)?;
+        }
         self.set(dst, rows);
         Ok(())
     }
@@ -506,11 +512,26 @@ impl ReferenceOps {
         blocks.check(batch)?;
         let mut positions = Vec::with_capacity(batch.num_rows());
         for sequence in &batch.sequences {
-            let frame = blocks.state(sequence.block)?.frame();
-            let rows = &batch.positions[sequence.rows.start as usize..sequence.rows.end as usize];
-            positions.extend(rows.iter().map(|&position| frame.position(position)));
+            let state = blocks.state(sequence.block)?;
+            let rows = batch.positions_of(sequence).iter();
+            positions.extend(rows.map(|&position| state.frame_position(0, position)));
         }
         Ok(positions)
+    }
+
+    /// The embeddings of rows that have some.
+    fn upload_embeddings(&self, batch: &Batch) -> Result<Option<(Tensor, Tensor)>, Error> {
+        if batch.embedded.is_empty() {
+            return Ok(None);
+        }
+        let (rows, width) = (batch.num_rows(), self.config.model.hidden_size);
+        let (mut is_given, mut given) = (vec![0u8; rows], vec![0.0; rows * width]);
+        for (row, embedding) in batch.embeddings(width) {
+            is_given[row] = 1;
+            given[row * width..(row + 1) * width].copy_from_slice(embedding);
+        }
+        let given = Tensor::from_vec(given, (rows, width), &self.device)?.to_dtype(self.dtype)?;
+        Ok(Some((Tensor::from_vec(is_given, (rows, 1), &self.device)?, given)))
     }
 }
 

@@ -37,7 +37,8 @@ struct Simulated {
 
 impl Simulated {
     fn new(geometry: CacheGeometry, stride: usize, settings: CacheSettings) -> Self {
-        let mut state = BlockState::new(geometry, stride, SideArrays { columns: 1, per_layer: 0 });
+        let mut state =
+            BlockState::new(geometry, stride, SideArrays { columns: 1, per_layer: 0, gaps: true });
         // Not `open`: some tests have settings that it refuses.
         state.begin(settings, None);
         Self {
@@ -51,22 +52,27 @@ impl Simulated {
     /// What a backend does with one chunk; checks every fold.
     fn run(&mut self, rows: u32) {
         let first = self.state.next_position();
-        self.state.check_append(first, rows as usize).unwrap();
+        self.run_at(&(first..first + rows).collect::<Vec<u32>>());
+    }
+
+    /// As [`Self::run`], with rows at these positions.
+    fn run_at(&mut self, positions: &[u32]) {
+        self.state.check_append(positions).unwrap();
         for layer in 0..self.memory.len() {
-            let mut done = 0;
-            while done < rows {
-                let segment = self.state.next_segment(layer, (rows - done) as usize);
+            let mut left = positions;
+            while !left.is_empty() {
+                let segment = self.state.next_segment(layer, left);
                 assert!(segment.rows > 0);
                 if segment.fold {
+                    self.folds[layer].push(self.state.seen(layer));
                     self.fold(layer);
-                    self.folds[layer].push(first + done);
                 }
-                let positions: Vec<u32> = (first + done..).take(segment.rows).collect();
-                let at = self.state.append(layer, positions.len());
+                let (now, later) = left.split_at(segment.rows);
+                let at = self.state.append(layer, now);
                 for head in &mut self.memory[layer] {
-                    head[at..at + positions.len()].copy_from_slice(&positions);
+                    head[at..at + now.len()].copy_from_slice(now);
                 }
-                done += segment.rows as u32;
+                left = later;
             }
             self.check(layer);
         }
@@ -129,10 +135,10 @@ fn a_full_block_refuses_the_row_too_many() {
     block.run(10);
     assert_eq!(block.kept(1, 0), (0..10).collect::<Vec<_>>());
     assert_eq!(block.state.used_slots(), 20);
-    assert!(block.state.check_append(10, 1).is_err(), "ten slots are filled");
-    assert!(block.state.check_append(9, 1).is_err(), "position 9 was seen");
+    assert!(block.state.check_append(&[10]).is_err(), "ten slots are filled");
+    assert!(block.state.check_append(&[9]).is_err(), "position 9 was seen");
     block.state.close();
-    assert!(block.state.check_append(0, 1).is_err(), "not open");
+    assert!(block.state.check_append(&[0]).is_err(), "not open");
     assert!(block.state.positions(0).iter().all(|&position| position == 0));
 }
 
@@ -189,6 +195,28 @@ proptest! {
             for (idx, &at) in block.folds[layer].iter().enumerate() {
                 prop_assert_eq!(at, first + idx as u32 * settings.ring);
             }
+        }
+    }
+
+    /// Tokens at positions with gaps are folded like tokens without, sinks and the newest by their number.
+    #[test]
+    fn gaps_do_not_change_folds(
+        (geometry, stride, settings, chunks) in cases(),
+        gaps in prop::collection::vec(0u32..9, 700),
+    ) {
+        let mut with_gaps = Simulated::new(geometry, stride, settings);
+        let mut without = Simulated::new(geometry, stride, settings);
+        let mut next = 0;
+        let places: Vec<u32> = gaps.iter().map(|gap| { next += gap + 1; next - 1 }).collect();
+        for &rows in &chunks {
+            let first = without.state.seen(0) as usize;
+            with_gaps.run_at(&places[first..first + rows as usize]);
+            without.run(rows);
+        }
+        prop_assert_eq!(&with_gaps.folds, &without.folds);
+        for layer in 0..geometry.num_layers {
+            let expected: Vec<u32> = without.kept(layer, 0).iter().map(|&token| places[token as usize]).collect();
+            prop_assert_eq!(with_gaps.kept(layer, 0), expected);
         }
     }
 

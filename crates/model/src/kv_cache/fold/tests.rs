@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::kv_cache::{
-    CacheGeometry, SideArrays,
+    CacheGeometry, Segment, SideArrays,
+    progress::Progress,
     side_car::{LearnedLayer, LearnedWeights},
 };
 
@@ -42,9 +43,9 @@ const COUNT: [f32; 10] = [30., 30., 30., 30., 24., 24., 18., 18., 12., 6.];
 
 /// Ten tokens whose mean received attention is `RECEIVED / COUNT`.
 fn block(settings: CacheSettings, context: &FoldContext) -> BlockState {
-    let mut state = BlockState::new(GEOMETRY, 16, SideArrays { columns: 3, per_layer: 0 });
+    let mut state = BlockState::new(GEOMETRY, 16, SideArrays { columns: 3, per_layer: 0, gaps: false });
     state.open(settings, context).unwrap();
-    state.append(0, 10);
+    state.append(0, &(0..10).collect::<Vec<_>>());
     for slot in 0..10 {
         // Ten queries could see the first token, one the last.
         let age = 10.0 - slot as f32;
@@ -141,25 +142,55 @@ fn compaction_moves_slots_closer() {
     let mut state = block(learned(), &context);
     let positions = [0, 3, 7, 200, 511, 514, 900, 1021, 1022, 1023];
     state.positions_of_mut(0, 0)[..10].copy_from_slice(&positions);
-    state.seen[0] = 1024;
+    state.progress[0] = Progress { seen: 1024, next: 1024, shift: 0, sink_end: 1 };
     let means: Vec<f32> = {
         let view = state.view(0, learned(), &NoSlots, &context);
         (0..10).map(|slot| view.mean_received(0, slot)).collect()
     };
-    assert!(state.next_segment(0, 4).compact);
+    assert_eq!(state.next_segment(0, &[1024, 1025]).compact, 1);
     let mut scratch = FoldScratch::default();
-    let turns = state.compact(0, &mut scratch).to_vec();
+    let turns = state.compact(0, 1, &mut scratch).to_vec();
     assert_eq!(state.positions_of(0, 0)[..10], [0, 1, 2, 3, 4, 5, 388, 509, 510, 511]);
     assert_eq!(turns[0], Turn { head: 0, slot: 1, by: -2 }, "the sink does not turn");
     assert_eq!(turns.len(), 9);
     state.len[0] = 6;
-    state.append(0, 1);
+    state.append(0, &[1024]);
     assert_eq!(state.positions_of(0, 0)[6], 512);
     for (slot, mean) in means.into_iter().enumerate().filter(|&(slot, _)| slot != 6) {
         let age = 512 - state.positions_of(0, 0)[slot];
         let now = state.column_of(0, 0, 0)[slot] / age as f32;
         assert!((now - mean).abs() < 1e-6 * mean.max(1.0), "{slot}: {now} {mean}");
     }
+}
+
+/// Ages go by tokens: 1,015 positions without a token do not make tokens before them old, nor sinks of
+/// others, before and after compactions that cross several borders at once.
+#[test]
+fn gaps_age_nobody() {
+    let context = context([1.0, 1.0]);
+    let settings = CacheSettings { sinks: 2, slots: 10, ..learned() };
+    let mut state = BlockState::new(GEOMETRY, 16, SideArrays { columns: 3, per_layer: 0, gaps: true });
+    state.open(settings, &context).unwrap();
+    state.append(0, &[0, 4, 5, 6, 7, 1000, 1001, 1002, 1003, 1020]);
+    let ages = |state: &BlockState| -> Vec<u32> {
+        let view = state.view(0, settings, &NoSlots, &context);
+        (0..state.len(0)).map(|slot| view.age(0, slot)).collect()
+    };
+    assert_eq!(ages(&state), [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]);
+    assert_eq!(state.progress[0].sink_end, 5);
+    // Borders lie at 1024, 1536, 2048.
+    let next = [2050, 2051];
+    assert_eq!(state.next_segment(0, &next), Segment { fold: false, compact: 3, rows: 2 });
+    let mut scratch = FoldScratch::default();
+    state.compact(0, 3, &mut scratch);
+    assert_eq!(state.positions_of(0, 0)[..10], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    state.append(0, &next);
+    assert_eq!(state.positions_of(0, 0)[10..12], [514, 515]);
+    assert_eq!(ages(&state), [12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1]);
+    assert_eq!(state.progress[0].sink_end, 2);
+    state.fold(0, &NoSlots, &context, &mut scratch).unwrap();
+    let kept = kept(&state);
+    assert_eq!(([kept[0], kept[1]], [kept[8], kept[9]]), ([0, 1], [514, 515]), "sinks and recent tokens");
 }
 
 /// Whatever slots receive: a fold leaves `M` different tokens, sinks and the latest among them, and
@@ -190,12 +221,13 @@ mod invariants {
         fn hold(settings in settings(), noise in prop::collection::vec(0f32..1.0, 64), total in 50u32..300) {
             let context = context([1.0, 1.0]);
             let capacity = settings.capacity() as usize;
-            let mut state = BlockState::new(GEOMETRY, capacity, SideArrays { columns: 3, per_layer: 0 });
+            let mut state = BlockState::new(GEOMETRY, capacity, SideArrays { columns: 3, per_layer: 0, gaps: false });
             state.open(settings, &context).unwrap();
             let mut scratch = FoldScratch::default();
             let random = |i: u32| noise[(i as usize * 7 + 3) % noise.len()];
             while state.seen(0) < total {
-                let segment = state.next_segment(0, 7);
+                let positions: Vec<u32> = (state.seen(0)..).take(7).collect();
+                let segment = state.next_segment(0, &positions);
                 if segment.fold {
                     state.fold(0, &NoSlots, &context, &mut scratch).unwrap();
                     let kept = kept(&state);
@@ -206,7 +238,7 @@ mod invariants {
                         prop_assert!(kept.binary_search(&position).is_ok(), "{} is gone", position);
                     }
                 }
-                let first = state.append(0, segment.rows);
+                let first = state.append(0, &positions[..segment.rows]);
                 prop_assert!(state.len(0) <= capacity);
                 for slot in first..first + segment.rows {
                     let position = state.positions_of(0, 0)[slot];

@@ -67,10 +67,10 @@ impl FoldMethod for Expected {
         Ok(())
     }
 
-    fn query_place(&self, geometry: CacheGeometry, position: u32) -> Option<std::ops::Range<usize>> {
+    fn query_place(&self, geometry: CacheGeometry, token: u32) -> Option<std::ops::Range<usize>> {
         let width = geometry.num_heads * geometry.head_dim;
-        let at = (position / STRIDE) as usize % QUERIES * width;
-        position.is_multiple_of(STRIDE).then_some(at..at + width)
+        let at = (token / STRIDE) as usize % QUERIES * width;
+        token.is_multiple_of(STRIDE).then_some(at..at + width)
     }
 }
 

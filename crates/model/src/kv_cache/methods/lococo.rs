@@ -26,8 +26,8 @@ pub(in crate::kv_cache) struct Mixture {
     pub(in crate::kv_cache) keys: Vec<f32>,
     /// `[kv_heads, slots, head_dim]`.
     pub(in crate::kv_cache) values: Vec<f32>,
-    /// Positions `[kv_heads, slots]`: a mixed slot has that of its one-hot row's entry.
-    pub(in crate::kv_cache) positions: Vec<u32>,
+    /// Slots `[kv_heads, slots]` whose positions they have: a mixed slot that of its one-hot row's entry.
+    pub(in crate::kv_cache) sources: Vec<u32>,
     head_keys: Vec<f32>,
     head_values: Vec<f32>,
 }
@@ -42,7 +42,7 @@ pub(in crate::kv_cache) fn mix(view: &LayerView<'_>, mixture: &mut Mixture) -> R
     let (len, dim, slots) = (view.len, view.head_dim, view.settings.slots as usize);
     mixture.keys.clear();
     mixture.values.clear();
-    mixture.positions.clear();
+    mixture.sources.clear();
     mixture.head_keys.resize(len * dim, 0.0);
     mixture.head_values.resize(len * dim, 0.0);
     for head in 0..view.num_kv_heads {
@@ -66,7 +66,7 @@ pub(in crate::kv_cache) fn mix(view: &LayerView<'_>, mixture: &mut Mixture) -> R
             }
         }
         let kept = choice.exact.iter().chain(choice.one_hot.iter().map(|&row| &choice.rest[row]));
-        mixture.positions.extend(kept.map(|&slot| view.position(head, slot)));
+        mixture.sources.extend(kept.map(|&slot| slot as u32));
     }
     Ok(())
 }

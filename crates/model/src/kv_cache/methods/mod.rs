@@ -57,6 +57,9 @@ pub struct SideArrays {
     pub columns: usize,
     /// Per layer: the tail of a convolution's input, or the latest queries.
     pub per_layer: usize,
+    /// Whether a number is kept per slot and KV head for sequences that fold and whose positions have
+    /// gaps, because visual tokens were dropped. No method's matter: the caller's.
+    pub gaps: bool,
 }
 
 impl SideArrays {
@@ -64,8 +67,18 @@ impl SideArrays {
     pub fn of(methods: &[CacheMethod], geometry: CacheGeometry, side_car: Option<&SideCar>) -> Self {
         methods.iter().fold(Self::default(), |sum, method| {
             let one = method.side_arrays(geometry, side_car);
-            Self { columns: sum.columns.max(one.columns), per_layer: sum.per_layer.max(one.per_layer) }
+            Self {
+                columns: sum.columns.max(one.columns),
+                per_layer: sum.per_layer.max(one.per_layer),
+                gaps: false,
+            }
         })
+    }
+
+    /// The same for sequences that fold and whose positions have gaps.
+    #[must_use]
+    pub fn with_gaps(self) -> Self {
+        Self { gaps: true, ..self }
     }
 
     /// Whether `needed` fits in here.
@@ -143,11 +156,16 @@ impl CacheMethod {
     pub fn side_arrays(self, geometry: CacheGeometry, side_car: Option<&SideCar>) -> SideArrays {
         match self {
             Self::Full | Self::Window | Self::KeyDiff => SideArrays::default(),
-            Self::H2o | Self::Tova | Self::Observed | Self::Lococo => SideArrays { columns: 1, per_layer: 0 },
-            Self::Expected => SideArrays { columns: 0, per_layer: expected::num_numbers(geometry) },
+            Self::H2o | Self::Tova | Self::Observed | Self::Lococo => {
+                SideArrays { columns: 1, ..SideArrays::default() }
+            }
+            Self::Expected => {
+                SideArrays { per_layer: expected::num_numbers(geometry), ..SideArrays::default() }
+            }
             Self::Learned => {
                 let tail = side_car.and_then(|side_car| side_car.learned.as_ref());
-                SideArrays { columns: 3, per_layer: tail.map_or(0, |weights| weights.tail_len()) }
+                let per_layer = tail.map_or(0, |weights| weights.tail_len());
+                SideArrays { columns: 3, per_layer, ..SideArrays::default() }
             }
         }
     }
@@ -195,9 +213,9 @@ pub(crate) trait FoldMethod: Send + Sync {
         received
     }
 
-    /// Where among the layer's numbers the un-rotated queries `[heads, head_dim]` of the row at absolute
-    /// position `position` are kept, if they are.
-    fn query_place(&self, _geometry: CacheGeometry, _position: u32) -> Option<std::ops::Range<usize>> {
+    /// Where among the layer's numbers the un-rotated queries `[heads, head_dim]` of the layer's `token`-th
+    /// row are kept, if they are.
+    fn query_place(&self, _geometry: CacheGeometry, _token: u32) -> Option<std::ops::Range<usize>> {
         None
     }
 }

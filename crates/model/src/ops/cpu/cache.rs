@@ -58,6 +58,19 @@ pub(super) struct Cache {
     num_layers: usize,
 }
 
+/// Rows of a sequence that wait for a layer.
+#[derive(Clone, Copy)]
+pub(super) struct NewRows<'a> {
+    /// First row in the batch.
+    pub(super) first_row: usize,
+    /// Positions in the sequence, one per row.
+    pub(super) positions: &'a [u32],
+    /// Scores `[rows of the batch, kv_heads, 2]` of the learned method.
+    pub(super) scores: &'a [f32],
+    /// Keys and values of the batch.
+    pub(super) numbers: KvRows<'a>,
+}
+
 /// Rows that were appended and wait for attention.
 pub(super) struct Appended {
     pub(super) place: KvPlace,
@@ -244,36 +257,34 @@ impl Cache {
         Ok(())
     }
 
-    /// Folds and compacts `layer` of `block` if it is due, then stores the next rows of `rows`, as many
-    /// as fit before the next fold. `scores [rows of the batch, kv_heads, 2]` are those of the learned
-    /// method.
+    /// Folds and compacts `layer` of `block` if it is due, then stores the next of the rows, as many as
+    /// fit before the next fold.
     pub(super) fn append(
         &mut self,
         isa: Isa,
         block: BlockId,
         layer: usize,
-        rows: std::ops::Range<usize>,
-        scores: &[f32],
-        new: KvRows<'_>,
+        new: NewRows<'_>,
     ) -> Result<Appended, Error> {
+        let NewRows { first_row, positions, scores, numbers } = new;
         let idx = block.0 as usize;
         let place = self.blocks[idx].place(layer);
-        let segment = self.blocks[idx].state.next_segment(layer, rows.len());
+        let segment = self.blocks[idx].state.next_segment(layer, positions);
         if segment.fold {
             self.fold(idx, layer)?;
         }
-        if segment.compact {
-            self.compact(idx, layer);
+        if segment.compact > 0 {
+            self.compact(idx, layer, segment.compact);
         }
         let block = &mut self.blocks[idx];
-        let rows = rows.start..rows.start + segment.rows;
-        let slots_before = block.state.append(layer, segment.rows);
+        let rows = first_row..first_row + segment.rows;
+        let slots_before = block.state.append(layer, &positions[..segment.rows]);
         let method = block.state.settings().map(|settings| settings.method);
         if method.is_some_and(kv_cache::CacheMethod::scores_rows) {
             let width = 2 * block.state.geometry().num_kv_heads;
             block.state.set_scores(layer, slots_before, &scores[rows.start * width..rows.end * width]);
         }
-        kv::append(isa, self.number, &mut self.memory, place, slots_before, rows, new);
+        kv::append(isa, self.number, &mut self.memory, place, slots_before, rows, numbers);
         block.touched[layer] = block.touched[layer].max(slots_before + segment.rows);
         Ok(Appended { place, slots_before, rows: segment.rows })
     }
@@ -331,12 +342,12 @@ impl Cache {
         Ok(())
     }
 
-    fn compact(&mut self, idx: usize, layer: usize) {
+    fn compact(&mut self, idx: usize, layer: usize, borders: u32) {
         let Self { memory, number, blocks, context, scratch, keys, .. } = self;
         let block = &mut blocks[idx];
         let (place, len) = (block.place(layer), block.state.len(layer));
         let dim = block.state.geometry().head_dim;
-        let turns = block.state.compact(layer, scratch);
+        let turns = block.state.compact(layer, borders, scratch);
         keys.resize(len * dim, 0.0);
         for turns in turns.chunk_by(|a, b| a.head == b.head) {
             let head = turns[0].head as usize;
@@ -354,12 +365,12 @@ impl Cache {
         &mut self,
         block: BlockId,
         layer: usize,
-        rows: usize,
+        positions: &[u32],
         queries: &[f32],
         stride: usize,
     ) {
         let (state, rotation) = self.state_and_rotation(block);
-        state.keep_queries(layer, rows, queries, stride, rotation);
+        state.keep_queries(layer, positions, queries, stride, rotation);
     }
 
     /// What attention reports of a block's rows, if its method asks.

@@ -17,7 +17,7 @@ use locket_kernels::cpu::{
 };
 
 use self::{
-    cache::Cache,
+    cache::{Cache, NewRows},
     geometry::{REGISTERS, attention_shape, check_geometry, is_input, width_of},
     scorer::Scorer,
     weight::{Form, Input},
@@ -156,14 +156,14 @@ impl CpuOps {
 
     fn check(&self, batch: &Batch) -> Result<(), Error> {
         let model = &self.config.model;
-        batch.check(self.config.max_batch_rows, model.vocab_size)?;
+        batch.check(self.config.max_batch_rows, model.vocab_size, model.hidden_size)?;
         for (idx, sequence) in batch.sequences.iter().enumerate() {
             // A batch has few sequences; a set would have to be allocated.
             if batch.sequences[..idx].iter().any(|earlier| earlier.block == sequence.block) {
                 return Err(Error::InvalidBatch(format!("block {} is in the batch twice", sequence.block.0)));
             }
             let state = self.cache.state(sequence.block)?;
-            state.check_append(batch.positions[sequence.rows.start as usize], sequence.rows.len())?;
+            state.check_append(batch.positions_of(sequence))?;
         }
         Ok(())
     }
@@ -198,10 +198,13 @@ impl CpuOps {
                     continue;
                 }
                 let first_row = rows.start;
-                let appended = self.cache.append(self.isa, sequence.block, layer, rows, scores, new)?;
+                let positions = &self.batch.positions[rows];
+                let new = NewRows { first_row, positions, scores, numbers: new };
+                let appended = self.cache.append(self.isa, sequence.block, layer, new)?;
                 *done += appended.rows;
                 let queries = &qkv.data[first_row * qkv.width..];
-                self.cache.keep_queries(sequence.block, layer, appended.rows, queries, qkv.width);
+                let positions = &positions[..appended.rows];
+                self.cache.keep_queries(sequence.block, layer, positions, queries, qkv.width);
                 self.jobs.push(AttentionJob {
                     place: appended.place,
                     first_row,
@@ -358,9 +361,9 @@ impl Ops for CpuOps {
         self.sin.clear();
         self.positions.clear();
         for sequence in &batch.sequences {
-            let frame = self.cache.state(sequence.block)?.frame();
-            let rows = sequence.rows.start as usize..sequence.rows.end as usize;
-            self.positions.extend(batch.positions[rows].iter().map(|&position| frame.position(position)));
+            let state = self.cache.state(sequence.block)?;
+            let rows = batch.positions_of(sequence).iter();
+            self.positions.extend(rows.map(|&position| state.frame_position(0, position)));
         }
         for &position in &self.positions {
             for &inv_freq in &self.inv_freq {
@@ -377,6 +380,9 @@ impl Ops for CpuOps {
         let register = &mut self.registers[dst as usize];
         for (&id, out) in self.batch.ids.iter().zip(register.data.chunks_exact_mut(register.width)) {
             matrix.read_row(id as usize, out)?;
+        }
+        for (row, embedding) in self.batch.embeddings(register.width) {
+            register.data[row * register.width..(row + 1) * register.width].copy_from_slice(embedding);
         }
         register.quant_is_current = false;
         Ok(())

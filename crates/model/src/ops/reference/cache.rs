@@ -152,8 +152,7 @@ impl Blocks {
             if std::mem::replace(&mut used[id], true) {
                 return Err(Error::InvalidBatch(format!("block {id} is in the batch twice")));
             }
-            let position = batch.positions[sequence.rows.start as usize];
-            self.states[id].check_append(position, sequence.rows.len())?;
+            self.states[id].check_append(batch.positions_of(sequence))?;
         }
         Ok(())
     }
@@ -190,19 +189,19 @@ impl Blocks {
         &mut self,
         block: BlockId,
         layer: usize,
-        rows: usize,
+        positions: &[u32],
         context: &FoldContext,
     ) -> Result<usize, Error> {
         let idx = block.0 as usize;
-        let segment = self.states[idx].next_segment(layer, rows);
+        let segment = self.states[idx].next_segment(layer, positions);
         if segment.fold {
             self.fold(idx, layer, context)?;
         }
         let (class, index) = self.places[idx];
         let (memory, state) = (&self.classes[class], &mut self.states[idx]);
-        if segment.compact {
+        if segment.compact > 0 {
             let len = state.len(layer);
-            let turns = state.compact(layer, &mut self.scratch);
+            let turns = state.compact(layer, segment.compact, &mut self.scratch);
             memory.turn(index, layer, len, turns, &context.rotation)?;
         }
         Ok(segment.rows)
@@ -312,15 +311,16 @@ impl ReferenceOps {
         let blocks = self.blocks_mut()?;
         let mut groups: Vec<Group> = Vec::new();
         for (i, (sequence, done)) in step.sequences.iter().zip(done).enumerate() {
-            let BatchSequence { rows, block } = sequence;
-            let (row, left) = (rows.start as usize + *done, rows.len() - *done);
-            if left == 0 {
+            let BatchSequence { rows, block, .. } = sequence;
+            let row = rows.start as usize + *done;
+            let left = &step.positions[row..rows.end as usize];
+            if left.is_empty() {
                 continue;
             }
             let rows = blocks.make_room(*block, layer, left, &context)?;
             *done += rows;
             let state = &mut blocks.states[block.0 as usize];
-            let slot = state.append(layer, rows);
+            let slot = state.append(layer, &left[..rows]);
             if state.settings().is_some_and(|settings| settings.method.scores_rows()) {
                 state.set_scores(layer, slot, &row_scores[2 * heads * row..2 * heads * (row + rows)]);
             }
@@ -402,13 +402,14 @@ impl ReferenceOps {
         let context = self.fold_context.clone();
         let (_, heads, rows, dim) = q.dims4()?;
         let sequences = &step.sequences[group.sequence..group.sequence + group.count];
+        let positions = |i: usize| &step.positions[group.row + i * group.stride..][..rows];
         let blocks = self.blocks_mut()?;
         for (i, sequence) in sequences.iter().enumerate() {
             let state = blocks.state_mut(sequence.block)?;
             if state.settings().is_some_and(|settings| settings.method.keeps_queries()) {
                 let queries = q.get(i)?.transpose(0, 1)?.contiguous()?.to_dtype(DType::F32)?;
                 let queries = queries.flatten_all()?.to_vec1::<f32>()?;
-                state.keep_queries(layer, rows, &queries, heads * dim, &context.rotation);
+                state.keep_queries(layer, positions(i), &queries, heads * dim, &context.rotation);
             }
         }
         Ok(())
