@@ -46,6 +46,12 @@ impl Permits {
         Ok(Permit { _permit: permit, of_key: None })
     }
 
+    /// Permits that are out.
+    pub(crate) fn num_taken(&self) -> u32 {
+        // Never more than the limit, which is a u32.
+        self.limit.saturating_sub(u32::try_from(self.semaphore.available_permits()).unwrap_or(u32::MAX))
+    }
+
     /// Waits until no permit is out.
     pub(crate) async fn all_returned(&self) {
         // The semaphore is never closed, so the only outcome is that all permits were there.

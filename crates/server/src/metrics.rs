@@ -11,12 +11,15 @@ use prometheus::{
 };
 
 mod thoughts;
+mod turns;
 
 use thoughts::ThoughtMetrics;
+pub(crate) use turns::TurnMetrics;
 
 use crate::{
     error::{ApiError, ErrorKind},
     keys::Limit,
+    routes::health,
     state::AppState,
 };
 
@@ -29,7 +32,12 @@ pub(crate) struct HttpMetrics {
     requests: IntCounterVec,
     seconds: HistogramVec,
     errors: IntCounterVec,
+    /// As the usual middleware of Python servers names them: boards made for these read it.
+    grouped: IntCounterVec,
     thoughts: ThoughtMetrics,
+    turns: TurnMetrics,
+    ready: IntGauge,
+    in_flight: IntGauge,
     stalls: IntCounter,
     connections: IntGauge,
     by_key: IntCounterVec,
@@ -59,6 +67,14 @@ impl HttpMetrics {
             Opts::new("locket_http_errors_total", "Error answers and error events by kind."),
             &["kind"],
         )?;
+        // Zeros, so that rates see the first of each kind.
+        ErrorKind::ALL.iter().for_each(|kind| drop(errors.with_label_values(&[kind.row().label])));
+        let grouped = IntCounterVec::new(
+            Opts::new("http_requests_total", "Requests by route, method and hundred of the status."),
+            &["handler", "method", "status"],
+        )?;
+        let ready = IntGauge::new("locket_ready", "1 while /ready says so: new requests are taken.")?;
+        let in_flight = IntGauge::new("locket_http_in_flight", "Requests with a body that are worked on.")?;
         let stalls = IntCounter::new(
             "locket_http_stalls_total",
             "Streams that ended because their client stopped reading.",
@@ -76,6 +92,9 @@ impl HttpMetrics {
             Opts::new("locket_reloads_total", "Files read again on SIGHUP."),
             &["file", "result"],
         )?;
+        registry.register(Box::new(grouped.clone()))?;
+        registry.register(Box::new(ready.clone()))?;
+        registry.register(Box::new(in_flight.clone()))?;
         registry.register(Box::new(stalls.clone()))?;
         registry.register(Box::new(connections.clone()))?;
         registry.register(Box::new(by_key.clone()))?;
@@ -85,13 +104,45 @@ impl HttpMetrics {
         registry.register(Box::new(seconds.clone()))?;
         registry.register(Box::new(errors.clone()))?;
         let thoughts = ThoughtMetrics::register(registry)?;
-        Ok(Self { requests, seconds, errors, thoughts, stalls, connections, by_key, limited, reloads })
+        let turns = TurnMetrics::register(registry)?;
+        Ok(Self {
+            requests,
+            seconds,
+            errors,
+            grouped,
+            thoughts,
+            turns,
+            ready,
+            in_flight,
+            stalls,
+            connections,
+            by_key,
+            limited,
+            reloads,
+        })
     }
 
     /// Counts one answered or abandoned request.
     pub(crate) fn count_request(&self, route: &str, method: &str, status: u16, seconds: f64) {
         self.requests.with_label_values(&[route, method, status.to_string().as_str()]).inc();
         self.seconds.with_label_values(&[route]).observe(seconds);
+        let hundred = format!("{}xx", status / 100);
+        self.grouped.with_label_values(&[route, method, hundred.as_str()]).inc();
+    }
+
+    /// Those of the remembered turns.
+    pub(crate) fn turns(&self) -> &TurnMetrics {
+        &self.turns
+    }
+
+    /// Sets the gauges that nobody sets when they change.
+    fn look(&self, state: &AppState) {
+        self.ready.set(i64::from(health::readiness(state).is_ok()));
+        self.in_flight.set(i64::from(state.permits().num_taken()));
+        if let Some(turns) = state.turns() {
+            let (count, bytes) = turns.size();
+            self.turns.set(count, bytes);
+        }
     }
 
     /// Counts a client that stopped reading.
@@ -141,6 +192,7 @@ impl HttpMetrics {
 
 /// `GET /metrics`
 pub(crate) async fn show(State(state): State<AppState>) -> Result<Response, ApiError> {
+    state.metrics().look(&state);
     let text = TextEncoder::new()
         .encode_to_string(&state.registry().gather())
         .map_err(|error| ApiError::internal(&error.to_string()))?;
@@ -163,7 +215,7 @@ mod tests {
         metrics.count_reload("keys", true);
         metrics.count_thought("auto", true, 9, true);
         let families = registry.gather();
-        assert_eq!(families.len(), 12);
+        assert_eq!(families.len(), 18);
         for family in &families {
             let entry = format!("| `{}` |", family.name());
             assert!(

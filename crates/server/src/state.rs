@@ -112,6 +112,7 @@ impl AppState {
                 Some(opened.map_err(|source| SetupError::Turns { path: path.clone(), source })?)
             }
         };
+        let turns = turns.map(|turns| Arc::new(turns.counted(metrics.turns().clone())));
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
@@ -123,7 +124,7 @@ impl AppState {
                 permits,
                 keys,
                 tls,
-                turns: turns.map(Arc::new),
+                turns,
                 grammars: GrammarMemory::new(),
                 reasoning,
                 is_draining: AtomicBool::new(false),

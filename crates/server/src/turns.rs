@@ -16,7 +16,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use crate::choice::TokenTable;
+use crate::{choice::TokenTable, metrics::TurnMetrics};
 use journal::Journal;
 
 type Key = [u8; 32];
@@ -69,6 +69,7 @@ impl TurnPrefix {
 pub(crate) struct TurnMemory {
     max_bytes: usize,
     turns: Mutex<Turns>,
+    metrics: Option<TurnMetrics>,
 }
 
 #[derive(Debug, Default)]
@@ -91,7 +92,12 @@ struct Turn {
 impl TurnMemory {
     /// An empty memory of at most `max_bytes`.
     pub(crate) fn new(max_bytes: usize) -> Self {
-        Self { max_bytes, turns: Mutex::default() }
+        Self { max_bytes, turns: Mutex::default(), metrics: None }
+    }
+
+    /// Counts what is looked up from now on.
+    pub(crate) fn counted(self, metrics: TurnMetrics) -> Self {
+        Self { metrics: Some(metrics), ..self }
     }
 
     /// A memory that goes on from the file `path`, and writes to it what is remembered. A file of
@@ -116,9 +122,23 @@ impl TurnMemory {
         self.lock().by_key.is_empty()
     }
 
+    /// How many turns are remembered, and in how many bytes.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        let turns = self.lock();
+        (turns.by_key.len(), turns.bytes)
+    }
+
     /// The ids of the turn with this text after `prefix`.
     pub(crate) fn find(&self, prefix: &TurnPrefix, text: &str) -> Option<Arc<[u32]>> {
-        let key = prefix.key(text);
+        let found = self.take_out(prefix.key(text));
+        if let Some(metrics) = &self.metrics {
+            metrics.looked_up(found.is_some());
+        }
+        found
+    }
+
+    /// The ids under `key`, which has been used now.
+    fn take_out(&self, key: Key) -> Option<Arc<[u32]>> {
         let mut turns = self.lock();
         let now = turns.next_use();
         let turn = turns.by_key.get_mut(&key)?;

@@ -23,6 +23,12 @@ pub(crate) async fn health(State(state): State<AppState>) -> Result<Json<Value>,
 
 /// `GET /ready`: 200 while new requests are taken.
 pub(crate) async fn ready(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    readiness(&state)?;
+    Ok(Json(json!({"status": "ready"})))
+}
+
+/// Whether new requests are taken; else why not.
+pub(crate) fn readiness(state: &AppState) -> Result<(), ApiError> {
     if state.engine().status() == EngineStatus::Dead {
         return Err(engine_not_running());
     }
@@ -33,7 +39,7 @@ pub(crate) async fn ready(State(state): State<AppState>) -> Result<Json<Value>, 
         let message = "The engine's last steps have failed; it recovers if the next ones do not.";
         return Err(ApiError::new(ErrorKind::EngineNotRunning, message));
     }
-    Ok(Json(json!({"status": "ready"})))
+    Ok(())
 }
 
 /// `GET /version`
