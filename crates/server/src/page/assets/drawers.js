@@ -34,6 +34,7 @@ export class Drawers {
         this.close();
         if (!wasOpen) this.#open(drawer);
       });
+      drawer.element.querySelector(".close")?.addEventListener("click", () => this.close());
       drawer.narrow.addEventListener("change", () => {
         drawer.isOpen = false;
         this.#update();

@@ -142,7 +142,15 @@ function blocks(families) {
     const words = element("span", { class: "amount" }, `${count(used)} / ${count(used + free)}`);
     return element("li", {}, title, boxes(used, used + free), words);
   });
-  return element("div", {}, element("h3", { id: "blocks-title" }, "Blocks in use"), element("ul", { class: "blocks", "aria-labelledby": "blocks-title" }, rows));
+  const title = element("h3", { id: "blocks-title" }, "Blocks in use");
+  const view = element("div", {}, title, element("ul", { class: "blocks", "aria-labelledby": "blocks-title" }, rows));
+  const reserved = sum(families, "locket_cache_bytes", { state: "reserved" });
+  const full = sum(families, "locket_full_cache_bytes");
+  if (reserved !== null && full !== null) {
+    const amount = (/** @type {number} */ bytes) => element("span", { class: "amount" }, size(bytes));
+    view.append(element("p", { class: "compare" }, "They hold ", amount(reserved), "; a full cache would hold ", amount(full), "."));
+  }
+  return view;
 }
 
 /**

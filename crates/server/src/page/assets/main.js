@@ -10,7 +10,8 @@ import {
 import { byId, element, randomId } from "./dom.js";
 import { Drawers } from "./drawers.js";
 import { Live } from "./live.js";
-import { chatBody, noteOf } from "./requests.js";
+import { reportsIn } from "./overlay.js";
+import { chatBody, hasImages, noteOf } from "./requests.js";
 import { Settings } from "./settings.js";
 import { Transcript } from "./transcript.js";
 import { find, forget, keep } from "./vault.js";
@@ -225,7 +226,7 @@ class Page {
     this.show();
     try {
       await ready;
-      const body = await chatBody(this.model.value, conversation.system, asked, this.settings.requestFields());
+      const body = await chatBody(this.model.value, conversation.system, asked, this.settings.requestFields(hasImages(asked)));
       await this.receive(body, running);
     } catch (error) {
       if (controller.signal.aborted) message.stopped = true;
@@ -240,6 +241,7 @@ class Page {
    */
   async receive(body, running) {
     const { message, controller } = running;
+    let reports = null;
     /** @type {{finish: string | null, usage: any, first: number, last: number}} */
     const facts = { finish: null, usage: null, first: 0, last: 0 };
     let frame = 0;
@@ -262,16 +264,16 @@ class Page {
         if (thought !== "") message.reasoning = (message.reasoning ?? "") + thought;
         facts.finish = choice?.finish_reason ?? facts.finish;
         facts.usage = chunk.usage ?? facts.usage;
+        reports = reportsIn(chunk) ?? reports;
         if (frame === 0) frame = requestAnimationFrame(draw);
       }
     } finally {
       cancelAnimationFrame(frame);
       message.note = noteOf(facts);
     }
-    const plans = facts.usage?.locket?.visual?.images;
-    if (plans) {
+    if (reports) {
       message.visual = randomId();
-      await keep(message.visual, plans);
+      await keep(message.visual, reports);
     }
   }
 

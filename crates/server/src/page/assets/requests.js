@@ -24,6 +24,11 @@ export async function chatBody(model, system, messages, fields) {
   return { ...(model === "" ? {} : { model }), messages: sent, ...fields };
 }
 
+/** @param {Message[]} messages */
+export function hasImages(messages) {
+  return messages.some((message) => message.images?.length);
+}
+
 /** @param {Message} message */
 async function contentOf(message) {
   if (!message.images?.length) return message.text;

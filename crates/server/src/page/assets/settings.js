@@ -27,7 +27,7 @@ const CONTROLS = [
   { key: "frequency_penalty", label: "Frequency penalty", group: "sampling", kind: "number", min: -2, max: 2, step: 0.1 },
   { key: "presence_penalty", label: "Presence penalty", group: "sampling", kind: "number", min: -2, max: 2, step: 0.1 },
   { key: "seed", label: "Seed", group: "sampling", kind: "integer" },
-  { key: "max_tokens", label: "Longest answer, tokens", group: "sampling", kind: "integer", min: 1 },
+  { key: "max_tokens", label: "Answer tokens", group: "sampling", kind: "integer", min: 1 },
   {
     key: "reasoning_effort",
     label: "Thinking",
@@ -39,7 +39,7 @@ const CONTROLS = [
   { key: "locket.kv_cache.slots", label: "Slots", group: "memory", kind: "integer", min: 16 },
   { key: "locket.require_exact", label: "Only exact", group: "memory", kind: "choice", choices: ["true", "false"] },
   { key: "locket.visual.method", label: "Dropping method", group: "visual", kind: "choice", choices: [] },
-  { key: "locket.visual.budget", label: "Budget", group: "visual", kind: "number", min: 0, step: 0.05 },
+  { key: "locket.visual.budget", label: "Share, or tokens", group: "visual", kind: "number", min: 0.001, step: 0.05 },
 ];
 
 /** One row of the table, on the page. */
@@ -122,14 +122,16 @@ class Field {
 export class Settings {
   #fields = CONTROLS.map((control) => new Field(control));
   #visualSection = byId("visual-section", HTMLDetailsElement);
+  /** By key; those of choices are known before the choices are. @type {Map<string, string>} */
+  #stored = load();
 
   constructor() {
-    const stored = load();
     for (const field of this.#fields) {
       byId(field.control.group, HTMLElement).append(field.row);
-      field.input.value = stored[field.control.key] ?? "";
+      field.input.value = this.#stored.get(field.control.key) ?? "";
       field.input.addEventListener("input", () => {
         field.mark(field.fault());
+        this.#stored.set(field.control.key, field.input.value);
         this.#save();
       });
     }
@@ -138,6 +140,7 @@ export class Settings {
         field.input.value = "";
         field.mark(null);
       }
+      this.#stored.clear();
       this.#save();
     });
   }
@@ -148,7 +151,6 @@ export class Settings {
    * @param {any} card
    */
   configure(card) {
-    const stored = load();
     const cache = card?.locket?.kv_cache ?? {};
     const visual = card?.locket?.visual ?? null;
     this.#field("max_tokens")?.setLimits({ max: card?.max_model_len });
@@ -158,11 +160,13 @@ export class Settings {
     this.#field("locket.require_exact")?.setChoices(["true", "false"], typeof isExact === "boolean" ? String(isExact) : null);
     this.#visualSection.hidden = visual === null;
     this.#field("locket.visual.method")?.setChoices(names(visual?.methods), visual?.method ?? null);
-    this.#field("locket.visual.budget")?.setLimits({ min: visual?.min_budget, max: visual?.max_budget, preset: visual?.budget });
+    this.#field("locket.visual.budget")?.setLimits({ preset: visual?.budget });
     for (const field of this.#fields) {
-      if (field.input instanceof HTMLSelectElement && field.input.value === "") field.input.value = stored[field.control.key] ?? "";
-      // What the server does not know stays unset.
-      if (field.input.value === "" && field.input instanceof HTMLSelectElement) field.input.selectedIndex = 0;
+      if (field.input instanceof HTMLSelectElement) {
+        field.input.value = this.#stored.get(field.control.key) ?? "";
+        // What this model does not know stays unset.
+        if (field.input.selectedIndex < 0) field.input.selectedIndex = 0;
+      }
       field.mark(field.fault());
     }
   }
@@ -172,10 +176,14 @@ export class Settings {
     return this.#shownFields().find((field) => field.fault() !== null)?.input ?? null;
   }
 
-  /** What the controls say, as fields of a request. */
-  requestFields() {
+  /**
+   * What the controls say, as fields of a request.
+   *
+   * @param {boolean} hasImages then the answer is asked to tell what became of them
+   */
+  requestFields(hasImages) {
     /** @type {Record<string, any>} */
-    const body = {};
+    const body = hasImages && !this.#visualSection.hidden ? { locket: { visual: { report: true } } } : {};
     for (const field of this.#shownFields()) {
       const value = field.value();
       if (value === undefined) continue;
@@ -216,7 +224,7 @@ export class Settings {
   }
 
   #save() {
-    const values = this.#fields.filter((field) => field.input.value !== "").map((field) => [field.control.key, field.input.value]);
+    const values = [...this.#stored].filter(([, value]) => value !== "");
     try {
       localStorage.setItem(STORED, JSON.stringify(Object.fromEntries(values)));
     } catch {
@@ -233,12 +241,15 @@ function names(list) {
   return Array.isArray(list) ? list.filter((name) => typeof name === "string") : [];
 }
 
-/** @returns {Record<string, string>} */
+/** @returns {Map<string, string>} */
 function load() {
+  /** @type {Map<string, string>} */
+  const values = new Map();
   try {
     const stored = JSON.parse(localStorage.getItem(STORED) ?? "{}");
-    return Object.fromEntries(Object.entries(stored ?? {}).filter(([, value]) => typeof value === "string"));
+    for (const [key, value] of Object.entries(stored ?? {})) if (typeof value === "string") values.set(key, value);
   } catch {
-    return {};
+    // Nothing is stored, or nothing of ours.
   }
+  return values;
 }

@@ -128,9 +128,10 @@ class Reader {
   #emphasis(at, char) {
     const { text } = this;
     const twice = text[at + 1] === char;
-    // Of "***" the inner one closes first.
     const inner = this.#open.at(-1)?.marker;
-    const marker = twice && !(inner === char && text[at + 2] === char) ? char + char : char;
+    // Of three that open, the single one is outside; of three that close, the inner one goes first.
+    const isSingle = !twice || (text[at + 2] === char && inner !== char + char);
+    const marker = isSingle && char !== "~" ? char : twice ? char + char : char;
     const end = at + marker.length;
     const [before, behind] = [text[at - 1] ?? " ", text[end] ?? " "];
     const inWord = char === "_" && WORD.test(before) && WORD.test(behind);

@@ -3,7 +3,7 @@
 
 import { byId, element } from "./dom.js";
 import { MarkdownView, copyButton } from "./markdown.js";
-import { readPlans, showPicture } from "./overlay.js";
+import { readReports, showPicture } from "./overlay.js";
 import { find } from "./vault.js";
 
 /** @typedef {import("./conversations.js").Conversation} Conversation */
@@ -113,7 +113,7 @@ export class Transcript {
   }
 
   /**
-   * Images come from the vault; plans of the latest answer that has some belong to the images in the
+   * Images come from the vault; reports of the latest answer that has some belong to the images in the
    * order of the conversation.
    *
    * @param {Conversation} conversation
@@ -122,8 +122,8 @@ export class Transcript {
   async #showImages(conversation, turn) {
     const ids = conversation.messages.flatMap((message) => message.images ?? []);
     if (ids.length === 0) return;
-    const planned = conversation.messages.findLast((message) => message.visual !== undefined);
-    const plans = planned?.visual ? readPlans(await find(planned.visual)) : [];
+    const reported = conversation.messages.findLast((message) => message.visual !== undefined);
+    const reports = reported?.visual ? readReports(await find(reported.visual)) : [];
     for (const [index, id] of ids.entries()) {
       const blob = await find(id);
       if (turn !== this.#turn) return;
@@ -134,7 +134,7 @@ export class Transcript {
       }
       const url = URL.createObjectURL(blob);
       this.#urls.push(url);
-      place?.replaceChildren(showPicture(url, `Image ${index + 1}`, plans[index] ?? null));
+      place?.replaceChildren(showPicture(url, `Image ${index + 1}`, reports[index] ?? null));
     }
     this.#view.scrollTop = this.#view.scrollHeight;
   }
