@@ -10,6 +10,7 @@
 //! in the weights ([`Llama::forward_train`]).
 
 mod cache;
+mod folds;
 mod scorer;
 mod slots;
 

@@ -135,6 +135,11 @@ impl CacheMethod {
         self == Self::Expected
     }
 
+    /// Whether the method reads stored keys and values when it folds.
+    pub fn reads_slots(self) -> bool {
+        matches!(self, Self::Expected | Self::KeyDiff | Self::Lococo)
+    }
+
     /// Whether the method needs trained weights.
     pub fn needs_side_car(self) -> bool {
         matches!(self, Self::Lococo | Self::Learned)

@@ -9,18 +9,16 @@ use super::{ReferenceOps, ReferenceStep, at_least_f32, slots::Slots};
 use crate::{
     BlockId, Error,
     batch::{Batch, BatchSequence},
-    kv_cache::{
-        BlockState, CachePlan, CacheSettings, Fold, FoldContext, FoldScratch, Received, SlotMove, SlotReader,
-    },
+    kv_cache::{BlockState, CachePlan, CacheSettings, FoldContext, FoldScratch, Received, Segment, SlotMove},
     ops::Reg,
 };
 
 /// All blocks: bookkeeping, and the memory of each class.
 pub(super) struct Blocks {
-    states: Vec<BlockState>,
+    pub(super) states: Vec<BlockState>,
     /// Class and index in it of each block.
-    places: Vec<(usize, usize)>,
-    classes: Vec<Slots>,
+    pub(super) places: Vec<(usize, usize)>,
+    pub(super) classes: Vec<Slots>,
     scratch: FoldScratch,
 }
 
@@ -160,64 +158,46 @@ impl Blocks {
     /// Spreads blocks that are due; see [`BlockState::is_to_be_spread`]. The tensors have room for every
     /// layer's budget, so keys and values stay.
     pub(super) fn spread_if_due(&mut self, batch: &Batch, context: &FoldContext) -> Result<(), Error> {
+        let mut due = Vec::new();
         for sequence in &batch.sequences {
             let idx = self.index(sequence.block)?;
             if self.states[idx].is_to_be_spread() {
-                for layer in 0..self.states[idx].geometry().num_layers {
-                    self.fold(idx, layer, context)?;
-                }
-                self.states[idx].spread();
+                due.push(idx);
             }
         }
+        let layers = due.first().map_or(0, |&idx| self.states[idx].geometry().num_layers);
+        for layer in 0..layers {
+            self.fold_all(&due, layer, context)?;
+        }
+        due.into_iter().for_each(|idx| self.states[idx].spread());
         Ok(())
     }
 
-    fn fold(&mut self, idx: usize, layer: usize, context: &FoldContext) -> Result<(), Error> {
-        let (class, index) = self.places[idx];
-        let (memory, state) = (&self.classes[class], &mut self.states[idx]);
-        let len = state.len(layer);
-        let reader = Reader { memory, index, layer, len };
-        match state.fold(layer, &reader, context, &mut self.scratch)? {
-            Fold::Moves(moves) => memory.apply_moves(index, layer, len, moves),
-            Fold::Rewrite { slots, keys, values } => memory.write(index, layer, slots, keys, values),
-        }
-    }
-
-    /// Folds and compacts `layer` of `block` as far as its next rows ask for; returns how many rows
-    /// come next.
+    /// Folds and compacts `layer` as far as the next rows of each sequence ask for, given its block and the
+    /// positions of the rows it has left; returns how many rows come next in each.
     fn make_room(
         &mut self,
-        block: BlockId,
+        waiting: &[(BlockId, &[u32])],
         layer: usize,
-        positions: &[u32],
         context: &FoldContext,
-    ) -> Result<usize, Error> {
-        let idx = block.0 as usize;
-        let segment = self.states[idx].next_segment(layer, positions);
-        if segment.fold {
-            self.fold(idx, layer, context)?;
+    ) -> Result<Vec<usize>, Error> {
+        let segments: Vec<Segment> = waiting
+            .iter()
+            .map(|(block, positions)| self.states[block.0 as usize].next_segment(layer, positions))
+            .collect();
+        let due = waiting.iter().zip(&segments).filter(|(_, segment)| segment.fold);
+        let due: Vec<usize> = due.map(|((block, _), _)| block.0 as usize).collect();
+        self.fold_all(&due, layer, context)?;
+        for ((block, _), segment) in waiting.iter().zip(&segments) {
+            if segment.compact > 0 {
+                let (class, index) = self.places[block.0 as usize];
+                let (memory, state) = (&self.classes[class], &mut self.states[block.0 as usize]);
+                let len = state.len(layer);
+                let turns = state.compact(layer, segment.compact, &mut self.scratch);
+                memory.turn(index, layer, len, turns, &context.rotation)?;
+            }
         }
-        let (class, index) = self.places[idx];
-        let (memory, state) = (&self.classes[class], &mut self.states[idx]);
-        if segment.compact > 0 {
-            let len = state.len(layer);
-            let turns = state.compact(layer, segment.compact, &mut self.scratch);
-            memory.turn(index, layer, len, turns, &context.rotation)?;
-        }
-        Ok(segment.rows)
-    }
-}
-
-struct Reader<'a> {
-    memory: &'a Slots,
-    index: usize,
-    layer: usize,
-    len: usize,
-}
-
-impl SlotReader for Reader<'_> {
-    fn read(&self, head: usize, keys: &mut [f32], values: &mut [f32]) -> Result<(), Error> {
-        self.memory.read(self.index, self.layer, head, self.len, keys, values)
+        Ok(segments.into_iter().map(|segment| segment.rows).collect())
     }
 }
 
@@ -280,18 +260,29 @@ impl ReferenceOps {
     /// done. Returns `[rows, q_dim]`.
     pub(super) fn attend_blocks(&mut self, step: &ReferenceStep, layer: usize) -> Result<Tensor, Error> {
         let mut done = vec![0; step.sequences.len()];
-        // Pieces of the output by first row.
-        let mut pieces: Vec<(usize, Tensor)> = Vec::new();
+        let mut rounds: Vec<Vec<(Group, Tensor)>> = Vec::new();
         loop {
             let groups = self.next_groups(step, layer, &mut done)?;
             if groups.is_empty() {
                 break;
             }
-            for group in &groups {
-                let out = self.attend_group(step, layer, group)?;
-                for i in 0..group.count {
-                    pieces.push((group.row + i * group.stride, out.get(i)?));
-                }
+            let attend = |group| {
+                let out = self.attend_group(step, layer, &group)?;
+                Ok((group, out))
+            };
+            rounds.push(groups.into_iter().map(attend).collect::<Result<_, Error>>()?);
+        }
+        // The usual case of an evaluation, without a copy per sequence: all are alike in every round.
+        let all = step.sequences.len();
+        if rounds.iter().all(|round| matches!(&round[..], [(group, _)] if group.count == all)) {
+            let outputs: Vec<&Tensor> = rounds.iter().flatten().map(|(_, out)| out).collect();
+            return Ok(Tensor::cat(&outputs, 1)?.flatten_to(1)?);
+        }
+        // Pieces of the output by first row.
+        let mut pieces: Vec<(usize, Tensor)> = Vec::new();
+        for (group, out) in rounds.iter().flatten() {
+            for i in 0..group.count {
+                pieces.push((group.row + i * group.stride, out.get(i)?));
             }
         }
         pieces.sort_by_key(|piece| piece.0);
@@ -309,16 +300,19 @@ impl ReferenceOps {
         let heads = self.config.model.num_kv_heads;
         let (context, row_scores) = (self.fold_context.clone(), std::mem::take(&mut self.row_scores));
         let blocks = self.blocks_mut()?;
-        let mut groups: Vec<Group> = Vec::new();
-        for (i, (sequence, done)) in step.sequences.iter().zip(done).enumerate() {
-            let BatchSequence { rows, block, .. } = sequence;
-            let row = rows.start as usize + *done;
-            let left = &step.positions[row..rows.end as usize];
-            if left.is_empty() {
-                continue;
+        let mut waiting = Vec::new();
+        for (i, (sequence, done)) in step.sequences.iter().zip(&*done).enumerate() {
+            let row = sequence.rows.start as usize + done;
+            let left = &step.positions[row..sequence.rows.end as usize];
+            if !left.is_empty() {
+                waiting.push((i, row, sequence.block, left));
             }
-            let rows = blocks.make_room(*block, layer, left, &context)?;
-            *done += rows;
+        }
+        let asking: Vec<_> = waiting.iter().map(|&(_, _, block, left)| (block, left)).collect();
+        let rooms = blocks.make_room(&asking, layer, &context)?;
+        let mut groups: Vec<Group> = Vec::new();
+        for ((i, row, block, left), rows) in waiting.into_iter().zip(rooms) {
+            done[i] += rows;
             let state = &mut blocks.states[block.0 as usize];
             let slot = state.append(layer, &left[..rows]);
             if state.settings().is_some_and(|settings| settings.method.scores_rows()) {

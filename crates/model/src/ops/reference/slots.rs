@@ -129,23 +129,6 @@ impl Slots {
         Ok([part(keys)?, part(values)?])
     }
 
-    /// Reads the first `len` slots of a head in f32.
-    pub(super) fn read(
-        &self,
-        index: usize,
-        layer: usize,
-        head: usize,
-        len: usize,
-        keys: &mut [f32],
-        values: &mut [f32],
-    ) -> Result<(), Error> {
-        for (part, out) in self.block(index, layer)?.iter().zip([keys, values]) {
-            let numbers = part.get(head)?.narrow(0, 0, len)?.to_dtype(DType::F32)?.flatten_all()?;
-            out.copy_from_slice(&numbers.to_vec1::<f32>()?);
-        }
-        Ok(())
-    }
-
     /// Writes `[kv_heads, slots, head_dim]` over the first slots.
     pub(super) fn write(
         &self,
@@ -163,28 +146,32 @@ impl Slots {
         Ok(())
     }
 
-    /// Moves survivors of a fold; `len` slots were filled before it.
+    /// Moves survivors of the folds of neighbouring blocks, the first at `index`, one list of moves each;
+    /// `len` slots were filled before.
     pub(super) fn apply_moves(
         &self,
         index: usize,
         layer: usize,
         len: usize,
-        moves: &[SlotMove],
+        moves: &[&[SlotMove]],
     ) -> Result<(), Error> {
-        if moves.is_empty() {
+        if moves.iter().all(|moves| moves.is_empty()) {
             return Ok(());
         }
-        for part in self.block(index, layer)? {
-            let (kv_heads, capacity, dim) = part.dims3()?;
-            // One gather over the flat slots of all heads.
-            let flat: Vec<u32> = (0..kv_heads)
-                .flat_map(|head| {
-                    sources(head, len, moves).into_iter().map(move |slot| (head * capacity) as u32 + slot)
-                })
-                .collect();
-            let flat = Tensor::from_vec(flat, kv_heads * len, part.device())?;
-            let folded = part.flatten_to(1)?.index_select(&flat, 0)?.reshape((kv_heads, len, dim))?;
-            part.slice_set(&folded, 1, 0)?;
+        let (keys, values) = &self.layers[layer];
+        let (_, kv_heads, capacity, dim) = keys.dims4()?;
+        // One gather over the flat slots of all heads of all blocks.
+        let flat: Vec<u32> = (0..moves.len() * kv_heads)
+            .flat_map(|row| {
+                let sources = sources(row % kv_heads, len, moves[row / kv_heads]);
+                sources.into_iter().map(move |slot| ((index * kv_heads + row) * capacity) as u32 + slot)
+            })
+            .collect();
+        let flat = Tensor::from_vec(flat, moves.len() * kv_heads * len, keys.device())?;
+        for memory in [keys, values] {
+            let folded = memory.flatten_to(2)?.index_select(&flat, 0)?;
+            let part = memory.narrow(0, index, moves.len())?;
+            part.slice_set(&folded.reshape((moves.len(), kv_heads, len, dim))?, 2, 0)?;
         }
         Ok(())
     }
