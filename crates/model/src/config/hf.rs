@@ -6,8 +6,9 @@
 
 use serde_json::{Map, Value};
 
-use super::{MAX_LAYERS, ModelConfig, bounded, check_architecture, hf_rope, invalid, missing};
+use super::{MAX_LAYERS, ModelConfig, bounded, check_architecture, hf_llava, hf_rope, invalid, missing};
 use crate::Error;
+pub(crate) use hf_llava::is_llava;
 
 /// Typed access to a JSON object; `null` counts as absent.
 #[derive(Clone, Copy)]
@@ -92,6 +93,13 @@ fn brief(value: &Value) -> String {
 /// # Errors
 /// [`Error::Config`] naming the key that is absent, wrong, or asks for what is not supported.
 pub(crate) fn read(config: &Value, generation: Option<&Value>) -> Result<ModelConfig, Error> {
+    if is_llava(config) {
+        return read_decoder(&hf_llava::decoder(config)?, generation);
+    }
+    read_decoder(config, generation)
+}
+
+fn read_decoder(config: &Value, generation: Option<&Value>) -> Result<ModelConfig, Error> {
     let fields = Fields::of("config.json", config)?;
     let architecture = fields.str("model_type")?.ok_or_else(|| missing("model_type"))?;
     check_architecture("model_type", architecture)?;

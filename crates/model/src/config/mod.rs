@@ -6,6 +6,7 @@
 
 pub(crate) mod gguf;
 pub(crate) mod hf;
+mod hf_llava;
 mod hf_rope;
 
 use crate::Error;

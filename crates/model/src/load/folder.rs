@@ -76,6 +76,11 @@ fn open_safetensors(folder: &Path) -> Result<Checkpoint, Error> {
         ));
     }
     let (weights, header_bytes) = safetensors::open(folder)?;
+    let naming = if hf::is_llava(&config_json) {
+        Naming::of_llava(|name| weights.info(name).is_some())
+    } else {
+        Naming::HuggingFace
+    };
     let mut fingerprint = Fingerprint::new();
     fingerprint.add(config_json.to_string().as_bytes());
     for (file, header_bytes) in weights.files().iter().zip(header_bytes) {
@@ -91,7 +96,7 @@ fn open_safetensors(folder: &Path) -> Result<Checkpoint, Error> {
         weight_bytes: weights.total_bytes(),
         fingerprint: fingerprint.hex(),
         weights,
-        naming: Naming::HuggingFace,
+        naming,
     })
 }
 
@@ -123,16 +128,24 @@ fn read_text(path: &Path, format: &'static str) -> Result<String, Error> {
     String::from_utf8(bytes).map_err(|e| broken(e.to_string()))
 }
 
-/// `chat_template.jinja`, or the template in `tokenizer_config.json`: a text, or the one called
-/// `default` of a list.
+/// `chat_template.jinja`, or the template in `chat_template.json`, `processor_config.json` (models with
+/// images have these) or `tokenizer_config.json`: a text, or the one called `default` of a list.
 fn chat_template(folder: &Path) -> Result<Option<String>, Error> {
     let own_file = folder.join("chat_template.jinja");
     if own_file.is_file() {
         return read_text(&own_file, "chat_template.jinja").map(Some);
     }
-    let Some(config) = read_optional_json(&folder.join(TOKENIZER_CONFIG), TOKENIZER_CONFIG)? else {
-        return Ok(None);
-    };
+    for file in ["chat_template.json", "processor_config.json", TOKENIZER_CONFIG] {
+        let config = read_optional_json(&folder.join(file), file)?;
+        if let Some(template) = config.as_ref().map(template_of).transpose()?.flatten() {
+            return Ok(Some(template));
+        }
+    }
+    Ok(None)
+}
+
+/// The template in a configuration.
+fn template_of(config: &Value) -> Result<Option<String>, Error> {
     let wrong = |reason: &str| Error::Config { field: "chat_template".into(), reason: reason.into() };
     match config.get("chat_template") {
         None | Some(Value::Null) => Ok(None),

@@ -172,10 +172,10 @@ impl Checkpoint {
 }
 
 /// FNV-1a over 64 bits: not for security, but stable between releases and platforms.
-struct Fingerprint(u64);
+pub(crate) struct Fingerprint(u64);
 
 impl Fingerprint {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 
@@ -186,12 +186,12 @@ impl Fingerprint {
     }
 
     /// Adds a weight file: its length and its header.
-    fn add_file(&mut self, bytes: &[u8], header_bytes: usize) {
+    pub(crate) fn add_file(&mut self, bytes: &[u8], header_bytes: usize) {
         self.add(&(bytes.len() as u64).to_le_bytes());
         self.add(bytes.get(..header_bytes).unwrap_or(bytes));
     }
 
-    fn hex(&self) -> String {
+    pub(crate) fn hex(&self) -> String {
         format!("{:016x}", self.0)
     }
 }

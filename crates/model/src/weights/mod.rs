@@ -8,6 +8,7 @@
 pub(crate) mod gguf;
 pub(crate) mod names;
 pub(crate) mod safetensors;
+mod tensor_files;
 
 use std::{
     collections::BTreeMap,
@@ -23,6 +24,7 @@ use memmap2::Mmap;
 
 use crate::{Error, ModelConfig, ops::RawTensor};
 use names::{Naming, Part};
+pub use tensor_files::{TensorFiles, TensorView};
 
 /// A weight file in the address space.
 pub(crate) struct MappedFile {
@@ -255,7 +257,7 @@ impl WeightFiles {
             Ok(())
         });
         debug_assert!(collected.is_ok(), "the closure never fails");
-        let unused = |name: &&String| !used.contains(*name) && !names::is_known_leftover(name);
+        let unused = |name: &&String| !used.contains(*name) && !naming.is_known_leftover(name);
         let leftovers: Vec<_> = self.tensors.keys().filter(unused).collect();
         if !leftovers.is_empty() {
             let first = &leftovers[..leftovers.len().min(5)];

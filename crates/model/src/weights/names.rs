@@ -9,6 +9,45 @@ pub(crate) enum Naming {
     Gguf,
     /// `model.layers.0.self_attn.q_proj.weight`
     HuggingFace,
+    /// `language_model.model.layers.0.self_attn.q_proj.weight`: a LLaVA model in the older layout.
+    LlavaOuter,
+    /// `model.language_model.layers.0.self_attn.q_proj.weight`: a LLaVA model in the newer layout.
+    LlavaInner,
+}
+
+impl Naming {
+    /// The names that a LLaVA folder uses, by its embedding's. The original repository names the decoder's
+    /// tensors as if it were alone.
+    pub(crate) fn of_llava(has_tensor: impl Fn(&str) -> bool) -> Self {
+        let layouts = [Self::LlavaOuter, Self::LlavaInner];
+        let found = layouts.into_iter().find(|&naming| has_tensor(&Part::Embedding.name(naming, 0)));
+        found.unwrap_or(Self::HuggingFace)
+    }
+
+    /// The name of a Hugging Face decoder's tensor inside this layout.
+    fn place(self, name: &str) -> String {
+        match (self, name.strip_prefix("model.")) {
+            (Self::LlavaOuter, _) => format!("language_model.{name}"),
+            (Self::LlavaInner, Some(inner)) => format!("model.language_model.{inner}"),
+            _ => name.to_owned(),
+        }
+    }
+
+    /// Tensors that checkpoints often carry and no decoder needs: stored inverse frequencies, the
+    /// per-frequency factors that went into the configuration, a head beside a tied embedding, and what
+    /// belongs to the vision model.
+    pub(crate) fn is_known_leftover(self, name: &str) -> bool {
+        const VISION: [&str; 4] =
+            ["vision_tower.", "multi_modal_projector.", "mm_projector.", "image_newline"];
+        let is_vision = || {
+            let name = name.strip_prefix("model.").unwrap_or(name);
+            VISION.iter().any(|part| name.starts_with(part))
+        };
+        name.ends_with("rotary_emb.inv_freq")
+            || name == "rope_freqs.weight"
+            || name == Part::Head.name(self, 0)
+            || is_vision()
+    }
 }
 
 /// A stored tensor of the decoder.
@@ -98,8 +137,8 @@ impl Part {
         match naming {
             Naming::Gguf if is_layer => format!("blk.{layer}.{gguf}"),
             Naming::Gguf => gguf.to_owned(),
-            Naming::HuggingFace if is_layer => format!("model.layers.{layer}.{hugging_face}"),
-            Naming::HuggingFace => hugging_face.to_owned(),
+            _ if is_layer => naming.place(&format!("model.layers.{layer}.{hugging_face}")),
+            _ => naming.place(hugging_face),
         }
     }
 
@@ -147,10 +186,4 @@ pub(crate) fn for_each(
         }
     }
     Ok(())
-}
-
-/// Tensors that checkpoints often carry and no decoder needs: stored inverse frequencies, the
-/// per-frequency factors that went into the configuration, and a head beside a tied embedding.
-pub(crate) fn is_known_leftover(name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || name == "rope_freqs.weight" || name == "lm_head.weight"
 }

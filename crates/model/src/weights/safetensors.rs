@@ -14,7 +14,7 @@ use ::safetensors::{Dtype, SafeTensors};
 use super::{MappedFile, StoredType, TensorInfo, WeightFiles};
 use crate::{Error, load::read_json};
 
-const FORMAT: &str = "safetensors";
+pub(super) const FORMAT: &str = "safetensors";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// The largest published checkpoints have fewer than 200 shards.
@@ -49,7 +49,7 @@ pub(crate) fn open(folder: &Path) -> Result<(WeightFiles, Vec<usize>), Error> {
 }
 
 /// Adds the file's tensors to `tensors`; returns the length of its header.
-fn read_header(
+pub(super) fn read_header(
     file: &MappedFile,
     file_idx: usize,
     tensors: &mut BTreeMap<String, TensorInfo>,
@@ -79,6 +79,7 @@ fn stored_type(dtype: Dtype) -> StoredType {
         Dtype::F32 => StoredType::F32,
         Dtype::F16 => StoredType::F16,
         Dtype::BF16 => StoredType::Bf16,
+        Dtype::I8 => StoredType::Other("i8"),
         Dtype::F64 => StoredType::Other("f64"),
         Dtype::F8_E4M3 | Dtype::F8_E5M2 => StoredType::Other("an 8-bit float"),
         _ => StoredType::Other("an integer or unusual type"),
