@@ -91,6 +91,8 @@ pub fn run(
             }
             is_going_on
         });
+        // The lowest first again: neighbours in the batch that are neighbours among the blocks attend together.
+        free.sort_unstable_by_key(|&block| std::cmp::Reverse(block));
     }
 }
 
