@@ -291,3 +291,7 @@ fn padded_square(height: u32, width: u32, tile: u32) -> Fit {
     let offset = |side: u32| (i64::from((long - side) / 2) * i64::from(tile)) / i64::from(long);
     Fit { resized: (share(height), share(width)), offset: (offset(height), offset(width)) }
 }
+
+#[cfg(test)]
+#[path = "layout_tests.rs"]
+mod tests;

@@ -7,15 +7,21 @@
 //!
 //! The models are LLaVA-1.5 and LLaVA-NeXT; what is computed equals transformers' classes of these names.
 
+mod config;
 pub mod decode;
 pub mod drop;
 pub mod error;
 pub mod geometry;
 pub mod layout;
 pub mod model;
+mod open;
+mod preprocess;
+mod resize;
+mod tower;
+mod weights;
 
-pub use decode::{DecodeLimits, RgbImage, decode};
+pub use decode::{DecodeLimits, RgbImage, decode, upright_size};
 pub use error::{Error, ImageError};
 pub use geometry::{VisionGeometry, VisionKind};
 pub use layout::{ImageLayout, Place, Rect};
-pub use model::{EncodedImage, VisionModel, Wants};
+pub use model::{EncodedImage, OpenOptions, VisionModel, Wants};
