@@ -402,4 +402,5 @@ def main():
     print("conformance: all routes passed")
 
 
-main()
+if __name__ == "__main__":
+    main()
