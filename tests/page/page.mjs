@@ -107,7 +107,7 @@ test("errors of the contract come with their field", () =>
       await page.getByLabel("Cache method").selectOption("full");
       await page.getByLabel("Slots").fill("64");
       await say(page, "Hi");
-      const card = page.getByRole("alert").filter({ hasText: "the method `full` has none" });
+      const card = page.getByRole("alert").filter({ hasText: "the method full has none" });
       await card.waitFor();
       const facts = await card.locator(".facts").innerText();
       for (const part of ["locket.kv_cache.slots", "invalid_value", "400", "req_"]) assert.ok(facts.includes(part), facts);
@@ -319,6 +319,7 @@ test("images are shown before they are sent, and a model of text refuses them in
       await page.reload();
       await page.locator(".user img").nth(1).waitFor();
       await page.getByRole("button", { name: "Take back" }).click();
+      await previews.nth(1).waitFor();
       assert.equal(await page.locator("#message").inputValue(), "What is it?");
       assert.equal(await previews.count(), 2);
       assert.equal(await page.locator("article").count(), 0);
@@ -425,6 +426,33 @@ test("a server with keys is told the reader's, which lasts as long as the tab", 
     },
     { url: GUARDED_SERVER, faults: ["401 (Unauthorized)"] },
   ));
+
+test("a server that was away is found again", () =>
+  withPage(
+    async (page, context) => {
+      for (const path of ["**/v1/models", "**/metrics"]) await context.route(path, (route) => route.abort());
+      await page.reload();
+      await page.locator("#state", { hasText: "unreachable" }).waitFor();
+      await page.locator("#model option", { hasText: "not reachable" }).waitFor({ state: "attached" });
+      for (const path of ["**/v1/models", "**/metrics"]) await context.unroute(path);
+      await page.locator("#model option[value=smollm2]").waitFor({ state: "attached" });
+      await page.locator(".figures").waitFor();
+    },
+    { faults: ["net::ERR_FAILED"] },
+  ));
+
+test("a conversation that cannot be kept is not lost in silence", () =>
+  withPage(async (page) => {
+    await page.evaluate(() => {
+      Storage.prototype.setItem = () => {
+        throw new DOMException("full", "QuotaExceededError");
+      };
+    });
+    await say(page, "Hi");
+    await answered(page);
+    assert.match(await page.locator("#composer-problem").innerText(), /this conversation is not kept/);
+    assert.equal(await page.locator(".assistant").count(), 1);
+  }));
 
 test("colours follow the system or the reader", () =>
   withPage(async (page) => {

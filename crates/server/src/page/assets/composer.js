@@ -78,7 +78,7 @@ export class Composer {
       if (TYPES.has(file.type)) this.#add({ id: randomId(), blob: file, name: file.name || "pasted image" });
       else refused.push(file.name || file.type || "that");
     }
-    this.#complain(refused.length === 0 ? null : `Not an image that can be sent (PNG, JPEG, WebP, GIF, BMP): ${refused.join(", ")}`);
+    this.complain(refused.length === 0 ? null : `Not an image that can be sent (PNG, JPEG, WebP, GIF, BMP): ${refused.join(", ")}`);
     this.#showPictures();
     this.focus();
   }
@@ -86,11 +86,11 @@ export class Composer {
   #submit() {
     const text = this.#message.value;
     if (text.trim() === "" && this.#pictures.length === 0) {
-      this.#complain("Write a message, or add an image.");
+      this.complain("Write a message, or add an image.");
       this.focus();
       return;
     }
-    this.#complain(null);
+    this.complain(null);
     if (!this.onSend(text, this.#pictures.map(({ id, blob, name }) => ({ id, blob, name })))) return;
     this.#message.value = "";
     this.#clearPictures();
@@ -99,8 +99,8 @@ export class Composer {
     this.focus();
   }
 
-  /** @param {string | null} text */
-  #complain(text) {
+  /** @param {string | null} text what is wrong, under the eyes of who writes */
+  complain(text) {
     this.#problem.hidden = text === null;
     this.#problem.textContent = text ?? "";
   }

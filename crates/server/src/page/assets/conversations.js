@@ -81,6 +81,20 @@ export function removeConversation(conversation) {
   }
 }
 
+/**
+ * Ids in the vault that a conversation needs.
+ *
+ * @param {Conversation} conversation
+ */
+export function thingsOf({ messages }) {
+  return messages.flatMap((message) => [...(message.images ?? []), ...(message.visual === undefined ? [] : [message.visual])]);
+}
+
+/** Those of all that are kept. */
+export function thingsInUse() {
+  return new Set(loadConversations().flatMap(thingsOf));
+}
+
 /** @param {StorageEvent} event of another tab */
 export function concernsConversations(event) {
   return event.key === null || event.key.startsWith(PREFIX);

@@ -37,9 +37,13 @@ export class Live {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
 
-  /** @param {() => string} key */
-  constructor(key) {
+  /**
+   * @param {() => string} key
+   * @param {() => void} onRead the server has answered
+   */
+  constructor(key, onRead) {
     this.key = key;
+    this.onRead = onRead;
     document.addEventListener("visibilitychange", () => {
       if (!document.hidden) this.refresh();
     });
@@ -66,6 +70,7 @@ export class Live {
       this.#last = null;
       return RETRY_MS;
     }
+    this.onRead();
     const running = sum(families, "vllm:num_requests_running");
     const waiting = sum(families, "vllm:num_requests_waiting");
     if ((waiting ?? 0) > 0) this.#say(`${count(running)} running, ${count(waiting)} waiting`, "busy");

@@ -5,7 +5,7 @@ import { listenForColours } from "./appearance.js";
 import { ApiError, listModels, readVersion, streamChat } from "./api.js";
 import { Composer } from "./composer.js";
 import {
-  concernsConversations, loadConversations, newConversation, newMessage, removeConversation, saveConversation, titleOf,
+  concernsConversations, loadConversations, newConversation, newMessage, removeConversation, saveConversation, thingsInUse, thingsOf, titleOf,
 } from "./conversations.js";
 import { byId, element, randomId } from "./dom.js";
 import { Drawers } from "./drawers.js";
@@ -14,7 +14,7 @@ import { reportsIn } from "./overlay.js";
 import { chatBody, hasImages, noteOf } from "./requests.js";
 import { Settings } from "./settings.js";
 import { Transcript } from "./transcript.js";
-import { find, forget, keep } from "./vault.js";
+import { find, forget, keep, sweep } from "./vault.js";
 
 /** @typedef {import("./conversations.js").Conversation} Conversation */
 /** @typedef {import("./conversations.js").Message} Message */
@@ -50,11 +50,12 @@ class Page {
 
   constructor() {
     this.key.value = readKey();
-    this.live = new Live(() => this.key.value.trim());
+    this.live = new Live(() => this.key.value.trim(), () => this.cards.size === 0 && this.loadModels());
     this.listen();
     this.show();
     this.loadModels();
     this.composer.focus();
+    sweep(thingsInUse);
   }
 
   listen() {
@@ -125,7 +126,7 @@ class Page {
   save(conversation) {
     conversation.updated = Date.now();
     this.conversations = [conversation, ...this.conversations.filter((other) => other !== conversation)];
-    if (!saveConversation(conversation)) this.announcer.say("The browser's storage is full or turned off: this conversation is not kept.");
+    if (!saveConversation(conversation)) this.composer.complain("The browser's storage is full or turned off: this conversation is not kept.");
   }
 
   takeFromOtherTabs() {
@@ -148,7 +149,7 @@ class Page {
       this.conversations = this.conversations.filter((other) => other !== conversation);
       this.errors.delete(conversation.id);
       removeConversation(conversation);
-      forget(conversation.messages.flatMap((message) => [...(message.images ?? []), ...(message.visual ? [message.visual] : [])]));
+      forget(thingsOf(conversation));
       this.announcer.say("Deleted");
       if (conversation === this.current) this.open(newConversation());
       else this.show();
@@ -310,6 +311,7 @@ class Page {
     const section = control.closest("details");
     if (section) section.open = true;
     control.focus();
+    control.scrollIntoView({ block: "center" });
   }
 
   async loadModels() {
@@ -321,7 +323,7 @@ class Page {
     } catch (error) {
       this.model.disabled = true;
       const needsKey = error instanceof ApiError && error.status === 401;
-      this.model.replaceChildren(element("option", {}, needsKey ? "needs an API key" : "not reachable"));
+      this.model.replaceChildren(element("option", { value: "" }, needsKey ? "needs an API key" : "not reachable"));
       return;
     }
     this.model.replaceChildren(...[...this.cards.keys()].map((name) => element("option", { value: name }, name)));

@@ -144,7 +144,7 @@ export class Transcript {
    * @param {boolean} isUnanswered
    */
   #errorCard(error, isUnanswered) {
-    const card = element("div", { class: "error", role: "alert" }, element("p", {}, error.message));
+    const card = element("div", { class: "error", role: "alert" }, element("p", {}, withCode(error.message)));
     const facts = element("dl", { class: "facts" });
     const fact = (/** @type {string} */ name, /** @type {string | null} */ value) => {
       if (value) facts.append(element("div", {}, element("dt", {}, name), element("dd", {}, element("code", {}, value))));
@@ -175,6 +175,17 @@ export class Transcript {
       element("button", { type: "button", class: "quiet small", click: this.actions.takeBack }, "Take back"),
     );
   }
+}
+
+/**
+ * The server puts names of fields and values between backticks.
+ *
+ * @param {string} text
+ * @returns {Node[]}
+ */
+function withCode(text) {
+  const pieces = text.split(/`([^`\n]+)`/);
+  return pieces.map((piece, index) => (index % 2 === 1 ? element("code", {}, piece) : document.createTextNode(piece)));
 }
 
 /**

@@ -70,3 +70,14 @@ export async function forget(ids) {
     await inStore("readwrite", (store) => store.delete(id));
   }
 }
+
+/**
+ * Forgets what nothing needs: images of messages that were taken back, or of tabs that crashed.
+ *
+ * @param {() => Set<string>} inUse asked after the list is read, since messages are saved before their images
+ */
+export async function sweep(inUse) {
+  const ids = (await inStore("readonly", (store) => store.getAllKeys())) ?? [];
+  const needed = inUse();
+  await forget(ids.map(String).filter((id) => !needed.has(id)));
+}
