@@ -10,12 +10,12 @@ use std::{
 };
 
 use locket_model::{
-    Batch, BlockId, Error, MemoryUse, Model, ModelConfig, TokenScore,
+    AdapterId, Batch, BatchSequence, BlockId, Error, MemoryUse, Model, ModelConfig, TokenScore,
     config::{RopeConfig, RopeScaling, RopeStyle},
     kv_cache::{BlockClass, CacheGeometry, CacheMethod, CachePlan, CacheSettings, SideArrays, SlotType},
 };
 
-use crate::clock::Clock;
+use crate::{GenerationRequest, clock::Clock, visual};
 
 /// Ids from here on are never likely.
 pub(crate) const FIRST_RARE_ID: u32 = 40;
@@ -28,6 +28,8 @@ pub(crate) const DEVICE_ID: u32 = 42;
 /// A block that has seen this id gives NaN.
 pub(crate) const NAN_ID: u32 = 43;
 pub(crate) const VOCAB_SIZE: usize = 48;
+/// Numbers of an embedding.
+pub(crate) const WIDTH: usize = 2;
 
 /// Time that moves when it is told to.
 #[derive(Debug, Default)]
@@ -68,6 +70,8 @@ pub(crate) struct Seen {
 struct Block {
     settings: CacheSettings,
     len: u32,
+    /// Positions left out so far.
+    gaps: u32,
     hash: u64,
     /// The last chunk ended off the grid of 16 rows: only single rows may follow.
     is_sealed: bool,
@@ -99,6 +103,30 @@ fn mix(hash: u64, value: u64) -> u64 {
 /// The state of a block that has seen `ids`.
 pub(crate) fn hash_of(ids: &[u32]) -> u64 {
     ids.iter().fold(0, |hash, &id| mix(hash, u64::from(id)))
+}
+
+/// What a row adds to the state of a block: its token, or its embedding, positions left out before it, and
+/// its adapter.
+fn word(id: u32, embedding: Option<&[f32]>, gap: u32, adapter: Option<AdapterId>) -> u64 {
+    let content = embedding.map_or(u64::from(id), |numbers| {
+        numbers.iter().fold(1, |hash, number| mix(hash, number.to_bits().into())) << 20
+    });
+    content ^ (u64::from(gap) << 40) ^ adapter.map_or(0, |id| u64::from(id.0 + 1) << 56)
+}
+
+/// The state of a block that has seen the first `len` tokens of a prompt and its answer.
+pub(crate) fn state_after(request: &GenerationRequest, output: &[u32], len: usize) -> u64 {
+    let (mut hash, mut next) = (0, 0);
+    for (at, &id) in (0..).zip(request.prompt_ids.iter().chain(output).take(len)) {
+        let position = request.position(at);
+        let embedding = visual::overlapping(&request.visual, at..at + 1).next().map(|(rows, span)| {
+            let row = (rows.start - span.rows.start) as usize;
+            &span.embeddings[row * WIDTH..(row + 1) * WIDTH]
+        });
+        hash = mix(hash, word(id, embedding, position - next, request.adapter));
+        next = position + 1;
+    }
+    hash
 }
 
 /// Logits `[VOCAB_SIZE]` after a block came to `hash`.
@@ -165,26 +193,33 @@ impl FakeModel {
     }
 
     /// Appends the rows of one sequence and returns its block's state.
-    fn append(&mut self, id: BlockId, positions: &[u32], ids: &[u32]) -> Result<Block, Error> {
+    fn append(&mut self, batch: &Batch, sequence: &BatchSequence) -> Result<Block, Error> {
+        let (id, rows) = (sequence.block, sequence.rows.start as usize..sequence.rows.end as usize);
+        let ids = &batch.ids[rows.clone()];
         let Some(mut block) = self.blocks.get(id.0 as usize).copied().flatten() else {
             return Err(self.refuse(format!("block {} is not open", id.0)));
         };
-        let wanted = block.len..block.len + ids.len() as u32;
-        if !positions.iter().copied().eq(wanted) {
-            return Err(self.refuse(format!("positions {positions:?} after {} tokens", block.len)));
-        }
         if ids.len() > 1 && !self.may_leave_grid && (block.is_sealed || block.len % 16 != 0) {
             return Err(self.refuse(format!("a chunk of {} rows begins at {}", ids.len(), block.len)));
         }
         if ids.len() as u32 > block.settings.rows_to_border(block.len) {
             return Err(self.refuse(format!("{} rows from {} cross the border", ids.len(), block.len)));
         }
-        for &id in ids {
-            block.hash = mix(block.hash, u64::from(id));
+        for (row, (&id, &position)) in rows.clone().zip(ids.iter().zip(&batch.positions[rows])) {
+            let Some(gap) = position.checked_sub(block.len + block.gaps) else {
+                return Err(self.refuse(format!("position {position} after {} tokens", block.len)));
+            };
+            let embedded = batch.embedded.iter().find(|part| part.rows.contains(&(row as u32)));
+            let embedding = embedded.map(|part| {
+                let at = part.first as usize + row - part.rows.start as usize;
+                &part.embeddings[at * WIDTH..(at + 1) * WIDTH]
+            });
+            block.hash = mix(block.hash, word(id, embedding, gap, sequence.adapter));
             block.has_nan |= id == NAN_ID;
+            block.gaps += gap;
+            block.len += 1;
             self.latest.push((block.hash, block.has_nan));
         }
-        block.len += ids.len() as u32;
         block.is_sealed |= block.len % 16 != 0;
         let room = block.settings.capacity().min(self.plan.capacity(id).unwrap_or(0));
         let can_fold = block.settings.ring > 0 && room == block.settings.capacity();
@@ -224,8 +259,7 @@ impl Model for FakeModel {
             }
             next_row = range.end;
             record.parts.push((sequence.block.0, batch.positions[range.start], range.len() as u32));
-            let block =
-                self.append(sequence.block, &batch.positions[range.clone()], &batch.ids[range.clone()])?;
+            let block = self.append(batch, sequence)?;
             if batch.sample_rows.contains(&(range.end as u32 - 1)) {
                 logits.extend(logits_of(block.hash));
                 if block.has_nan {
@@ -247,7 +281,7 @@ impl Model for FakeModel {
         }
         self.seen.lock().unwrap().open_blocks += 1;
         self.blocks[block.0 as usize] =
-            Some(Block { settings, len: 0, hash: 0, is_sealed: false, has_nan: false });
+            Some(Block { settings, len: 0, gaps: 0, hash: 0, is_sealed: false, has_nan: false });
         Ok(())
     }
 
@@ -271,7 +305,7 @@ impl Model for FakeModel {
         self.seen.lock().unwrap().exports += 1;
         let CacheSettings { method, slots, ring, sinks, layer_budgets, .. } = block.settings;
         let method = u64::from(method == CacheMethod::Window) + 2 * u64::from(layer_budgets);
-        let fields = [method, slots.into(), ring.into(), sinks.into(), block.len.into()];
+        let fields = [method, slots.into(), ring.into(), sinks.into(), block.len.into(), block.gaps.into()];
         let flags = [block.hash, block.is_sealed.into(), block.has_nan.into()];
         let check = fields.iter().chain(&flags).fold(IMAGE_MAGIC, |check, &field| mix(check, field));
         let words = fields.into_iter().chain(flags).chain([check]);
@@ -282,12 +316,12 @@ impl Model for FakeModel {
 
     fn import_block(&mut self, id: BlockId, image: &[u8]) -> Result<(), Error> {
         let words: Vec<u64> =
-            image.as_chunks::<8>().0.iter().take(9).map(|word| u64::from_le_bytes(*word)).collect();
+            image.as_chunks::<8>().0.iter().take(10).map(|word| u64::from_le_bytes(*word)).collect();
         let broken = || Error::InvalidBatch("a broken image".into());
-        let [method, slots, ring, sinks, len, hash, is_sealed, has_nan, check] = words[..] else {
+        let [method, slots, ring, sinks, len, gaps, hash, is_sealed, has_nan, check] = words[..] else {
             return Err(broken());
         };
-        if words[..8].iter().fold(IMAGE_MAGIC, |check, &field| mix(check, field)) != check {
+        if words[..9].iter().fold(IMAGE_MAGIC, |check, &field| mix(check, field)) != check {
             return Err(broken());
         }
         let mut settings = CacheSettings::full(slots as u32);
@@ -298,8 +332,8 @@ impl Model for FakeModel {
         }
         self.open_block(id, settings)?;
         self.seen.lock().unwrap().imports += 1;
-        let (len, is_sealed, has_nan) = (len as u32, is_sealed == 1, has_nan == 1);
-        self.blocks[id.0 as usize] = Some(Block { settings, len, hash, is_sealed, has_nan });
+        let (len, gaps, is_sealed, has_nan) = (len as u32, gaps as u32, is_sealed == 1, has_nan == 1);
+        self.blocks[id.0 as usize] = Some(Block { settings, len, gaps, hash, is_sealed, has_nan });
         Ok(())
     }
 
@@ -368,7 +402,7 @@ fn config() -> ModelConfig {
     ModelConfig {
         architecture: "llama".into(),
         vocab_size: VOCAB_SIZE,
-        hidden_size: 2,
+        hidden_size: WIDTH,
         intermediate_size: 2,
         num_layers: 1,
         num_heads: 1,

@@ -19,6 +19,7 @@ use crate::{
     sequence::{WaitingRequest, WaitingSequence},
     snapshots::{self, Digest, KeyChain},
     stream::{self, SequenceStream},
+    visual,
 };
 
 /// Life of the engine.
@@ -276,7 +277,7 @@ impl EngineHandle {
     fn chain(&self, request: &GenerationRequest) -> Option<Arc<KeyChain>> {
         let is_wanted = request.use_snapshots && !request.reads_prompt();
         let fingerprint = self.shared().fingerprint.as_ref().filter(|_| is_wanted)?;
-        let chain = KeyChain::new(fingerprint, &request.cache, &request.salt, &request.prompt_ids);
+        let chain = KeyChain::of(fingerprint, None, request);
         Some(Arc::new(chain))
     }
 
@@ -302,6 +303,9 @@ impl EngineHandle {
                 model.vocab_size
             ));
         }
+        let span = visual::check(request, model).or_else(refuse)?;
+        // Positions that are left out, by images of which not everything was kept.
+        let gaps = span as usize - prompt;
         // A block without ring keeps every token; one with a ring is never full, and its positions
         // are compacted into the trained range.
         let (capacity, needed) = (request.cache.capacity(), request.block_slots());
@@ -311,10 +315,10 @@ impl EngineHandle {
             return Err(SubmitError::NotExact { prompt_tokens, slots: request.cache.slots });
         }
         let room = match (can_fold, request.require_exact) {
-            (false, _) => (capacity as usize).min(model.max_position),
-            (true, true) => (request.cache.slots as usize).min(model.max_position),
+            (false, _) => (capacity as usize).min(model.max_position.saturating_sub(gaps)),
+            (true, true) => (request.cache.slots as usize).min(model.max_position.saturating_sub(gaps)),
             // The last position is never reached: it means "none".
-            (true, false) => u32::MAX as usize - 1,
+            (true, false) => u32::MAX as usize - 1 - gaps,
         };
         if prompt > room {
             return refuse(format!("the prompt has {prompt} tokens, but only {room} fit"));

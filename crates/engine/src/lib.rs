@@ -23,6 +23,7 @@ mod snapshots;
 pub mod steering;
 mod stream;
 mod thread;
+pub mod visual;
 
 #[cfg(test)]
 mod fake_model;
@@ -33,6 +34,7 @@ pub use config::EngineConfig;
 pub use embedding::Pooling;
 pub use error::{EngineFailure, Error, SubmitError};
 pub use handle::{EngineFacts, EngineHandle, EngineStatus};
+pub use locket_model::{AdapterId, Boundary, Keep, LayerDrops, Rank};
 pub use request::{
     FinishReason, GenerationRequest, SampledToken, SamplingParams, SequenceEvent, TokenLogprob,
 };
@@ -40,3 +42,4 @@ pub use scoring::{PromptLogprobs, PromptToken};
 pub use steering::{Advance, Guide, SharedPlan, Steering, SteeringPlan, TokenSet};
 pub use stream::SequenceStream;
 pub use thread::{EngineThread, start};
+pub use visual::VisualSpan;

@@ -2,9 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use locket_model::kv_cache::CacheSettings;
+use locket_model::{AdapterId, kv_cache::CacheSettings};
 
-use crate::{Pooling, PromptLogprobs};
+use crate::{
+    Pooling, PromptLogprobs,
+    visual::{self, VisualSpan},
+};
 
 /// One request: a prompt and `n` continuations of it. The prompt is prefilled once.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +51,11 @@ pub struct GenerationRequest {
     pub require_exact: bool,
     /// What restricts the tokens; `None`: nothing does.
     pub steering: Option<crate::SharedPlan>,
+    /// The prompt's rows that are images', in order. Only rows that are kept are rows at all, so the lengths
+    /// of prompts and blocks count what is kept.
+    pub visual: Vec<VisualSpan>,
+    /// The adapter that all rows go through; `None`: the model as it is.
+    pub adapter: Option<AdapterId>,
 }
 
 impl GenerationRequest {
@@ -59,6 +67,11 @@ impl GenerationRequest {
         }
         let tokens = (self.prompt_ids.len() as u64).saturating_add(u64::from(self.max_tokens));
         self.cache.capacity().min(u32::try_from(tokens).unwrap_or(u32::MAX))
+    }
+
+    /// Position of the token that is number `at` of prompt and answer.
+    pub(crate) fn position(&self, at: u32) -> u32 {
+        visual::position(&self.visual, at)
     }
 
     /// Whether something is wanted of the prompt's own rows: all of them are run then.

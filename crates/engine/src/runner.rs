@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use locket_model::{Batch, BlockId, Error, Model, kv_cache::CacheSettings};
 
-use crate::{clock::Clock, scheduler::StepPlan, sequence::Sequence};
+use crate::{clock::Clock, scheduler::StepPlan, sequence::Sequence, visual};
 
 /// Drives a model. Buffers are reused from step to step.
 pub(crate) struct Runner {
@@ -33,7 +33,15 @@ impl Runner {
         self.batch.clear();
         for part in &plan.parts {
             let sequence = &running[part.index];
-            self.batch.push(sequence.block, sequence.num_cached, sequence.next_ids(part.rows), part.sample);
+            let (from, request) = (sequence.num_cached, &sequence.request);
+            let first_row = self.batch.num_rows() as u32;
+            let positions = (from..from + part.rows).map(|at| request.position(at));
+            self.batch.push_at(sequence.block, positions, sequence.next_ids(part.rows), part.sample);
+            self.batch.set_adapter(request.adapter);
+            for (rows, span) in visual::overlapping(&request.visual, from..from + part.rows) {
+                let batch_rows = first_row + rows.start - from..first_row + rows.end - from;
+                self.batch.embed(batch_rows, &span.embeddings, rows.start - span.rows.start);
+            }
         }
         self.forward()
     }

@@ -15,7 +15,7 @@ use crate::{
     Advance, EngineConfig, EngineFailure, EngineHandle, FinishReason, GenerationRequest, Guide, SampledToken,
     SamplingParams, SequenceEvent, SequenceStream, SharedPlan, SubmitError, TokenSet,
     engine::{Engine, Turn},
-    fake_model::{FakeModel, Seen, VOCAB_SIZE, VirtualClock, hash_of, logits_of},
+    fake_model::{FakeModel, Seen, VOCAB_SIZE, VirtualClock, hash_of, logits_of, state_after},
     sampler::{Choice, SamplerScratch, SequenceSampler},
     thread::build,
 };
@@ -25,6 +25,7 @@ mod exactness;
 mod fairness;
 mod faults;
 mod gauges;
+mod images;
 mod prompts;
 mod resume;
 mod returning;
@@ -130,6 +131,8 @@ fn request(prompt_len: u32, max_tokens: u32) -> GenerationRequest {
         salt: Vec::new(),
         require_exact: false,
         steering: None,
+        visual: Vec::new(),
+        adapter: None,
     }
 }
 
@@ -224,6 +227,9 @@ fn random_request(rng: &mut StdRng) -> GenerationRequest {
     }
     if rng.random_bool(0.2) {
         prompts::read_prompt(&mut request, rng);
+    }
+    if rng.random_bool(0.3) {
+        images::see(&mut request, rng);
     }
     if rng.random_bool(0.4) {
         request.steering = Some(SharedPlan::new(steered::Script { seed: rng.random() }));

@@ -93,6 +93,13 @@ impl Batch {
         }
     }
 
+    /// Lets the rows of the sequence that was pushed last go through `adapter`.
+    pub fn set_adapter(&mut self, adapter: Option<AdapterId>) {
+        if let Some(sequence) = self.sequences.last_mut() {
+            sequence.adapter = adapter;
+        }
+    }
+
     /// Gives `rows`, behind all that have an embedding already, those of `embeddings [more rows,
     /// hidden_size]` from `first` on.
     pub fn embed(&mut self, rows: Range<u32>, embeddings: &Arc<[f32]>, first: u32) {

@@ -9,6 +9,7 @@ pub mod batch;
 pub mod config;
 pub mod error;
 pub mod kv_cache;
+pub mod layer_drops;
 pub mod llama;
 pub mod load;
 pub mod ops;
@@ -16,9 +17,10 @@ pub mod ops;
 pub mod testing;
 pub mod weights;
 
-pub use batch::{Batch, BatchSequence, BlockId};
+pub use batch::{AdapterId, Batch, BatchSequence, BlockId, EmbeddedRows};
 pub use config::ModelConfig;
 pub use error::Error;
+pub use layer_drops::{Boundary, Keep, LayerDrops, Rank};
 
 /// A decoder with its key/value cache: what the engine drives.
 ///

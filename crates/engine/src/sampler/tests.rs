@@ -24,6 +24,8 @@ fn request(sampling: SamplingParams) -> GenerationRequest {
         salt: Vec::new(),
         require_exact: false,
         steering: None,
+        visual: Vec::new(),
+        adapter: None,
     }
 }
 

@@ -7,7 +7,7 @@ pub(super) fn alone(
     request: &GenerationRequest,
     choice: u32,
 ) -> (Vec<u32>, Result<FinishReason, EngineFailure>) {
-    let mut ids = request.prompt_ids.clone();
+    let prompt = request.prompt_ids.len();
     let mut output = Vec::new();
     if request.max_tokens == 0 {
         return (output, Ok(FinishReason::Length));
@@ -25,14 +25,13 @@ pub(super) fn alone(
             Guide::Complete => return (output, Ok(FinishReason::Complete)),
             Guide::Failed(_) => return (output, Err(EngineFailure::Unsteerable)),
         };
-        let row: Vec<f32> = logits_of(hash_of(&ids)).collect();
+        let row: Vec<f32> = logits_of(state_after(request, &output, prompt + output.len())).collect();
         let Ok(SampledToken { id, .. }) = sampler.sample(&row, request, &output, way, &mut scratch) else {
             return (output, Err(EngineFailure::Unsteerable));
         };
         if request.sampling.stop_token_ids.contains(&id) {
             return (output, Ok(FinishReason::Stop { token_id: id }));
         }
-        ids.push(id);
         output.push(id);
         let advanced = steering.as_mut().map(|steering| steering.advance(id));
         if advanced == Some(Advance::Known(Guide::Complete)) {

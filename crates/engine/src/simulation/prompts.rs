@@ -26,7 +26,7 @@ fn scores_alone(request: &GenerationRequest) -> Option<PromptLogprobs> {
     let ids = &request.prompt_ids;
     let (mut scores, mut scratch) = (PromptLogprobs::default(), SamplerScratch::default());
     for at in 1..ids.len() {
-        let row: Vec<f32> = logits_of(hash_of(&ids[..at])).collect();
+        let row: Vec<f32> = logits_of(state_after(request, &[], at)).collect();
         let (token, top) = scratch.score(&row, ids[at], count).unwrap();
         scores.push(token, &top);
     }
@@ -39,7 +39,7 @@ fn embedding_alone(request: &GenerationRequest) -> Option<Vec<f32>> {
     let len = request.prompt_ids.len() as u32;
     for position in (0..len).filter(|&position| request.pooling == Some(Pooling::Mean) || position + 1 == len)
     {
-        pool.add(&state_of(hash_of(&request.prompt_ids[..=position as usize]))).unwrap();
+        pool.add(&state_of(state_after(request, &[], position as usize + 1))).unwrap();
     }
     Some(pool.finish())
 }

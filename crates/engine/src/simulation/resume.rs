@@ -78,6 +78,7 @@ fn conversations(seed: u64) {
             let mut request = chat.ask(&question, rng.random_range(1..20));
             request.sampling.stop_token_ids = vec![rng.random_range(0..40)];
             request.use_snapshots = rng.random_bool(0.9);
+            images::see_in_history(&mut request);
             readers.push(reader(&bench, request));
         }
         finish(&mut bench, &mut readers);

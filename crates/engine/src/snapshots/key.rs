@@ -5,12 +5,17 @@
 //! and digest 0 the *namespace*: model, cache settings and tenant salt. A snapshot of `L` tokens is
 //! found under digest `L / 16` and its last `L % 16` tokens. A digest is only a way to find
 //! candidates: before a snapshot is used, its tokens are compared one by one.
+//!
+//! **Images.** Here a visual token is called by a *name*, 31 bits made of its image's key and its place in it
+//! above all ids; the whole key is in the digest of the page in which the image begins. What leaves inside
+//! the decoder depends on the question behind the image, so states from the first such image on are not
+//! shared at all.
 
 use sha2::{Digest as _, Sha256};
 
 use locket_model::kv_cache::CacheSettings;
 
-use crate::{EngineConfig, EngineFacts, config::CHUNK_ROWS};
+use crate::{EngineConfig, EngineFacts, GenerationRequest, VisualSpan, config::CHUNK_ROWS, visual};
 
 /// A SHA-256 digest.
 pub(crate) type Digest = [u8; 32];
@@ -45,25 +50,84 @@ pub(crate) struct KeyChain {
     digests: Vec<Digest>,
     /// For the headers of files.
     settings: String,
+    /// Names of the prompt's tokens; `None`: their ids.
+    names: Option<Vec<u32>>,
+    /// First rows of its images.
+    images: Vec<u32>,
+    /// Tokens whose state depends on nothing behind them.
+    shared: u32,
 }
+
+/// Set in the names of visual tokens.
+const VISUAL: u32 = 1 << 31;
+
+/// Visual tokens of an image whose names tell it from all others.
+const TELLING_NAMES: u32 = 5;
 
 impl KeyChain {
     /// The chain of `ids` in the namespace of a model, cache settings and a tenant.
+    #[cfg(test)]
     pub(crate) fn new(fingerprint: &Digest, settings: &CacheSettings, salt: &[u8], ids: &[u32]) -> Self {
-        // The debug form names every field, those that later versions add included.
-        let settings = format!("{settings:?}");
-        let mut hash = Sha256::new();
-        put(&mut hash, fingerprint);
-        put(&mut hash, settings.as_bytes());
-        put(&mut hash, salt);
+        Self::build(namespace(fingerprint, settings, salt, None), settings, ids, &[])
+    }
+
+    /// The chain of a request's prompt in the namespace of a model, its adapter, cache settings and a
+    /// tenant.
+    pub(crate) fn of(fingerprint: &Digest, adapter: Option<&Digest>, request: &GenerationRequest) -> Self {
+        let GenerationRequest { cache, salt, prompt_ids, visual, .. } = request;
+        Self::build(namespace(fingerprint, cache, salt, adapter), cache, prompt_ids, visual)
+    }
+
+    fn build(namespace: Digest, settings: &CacheSettings, ids: &[u32], spans: &[VisualSpan]) -> Self {
+        let names = (!spans.is_empty()).then(|| names(ids, spans));
+        let tokens = names.as_deref().unwrap_or(ids);
         let mut digests = Vec::with_capacity(ids.len() / PAGE_TOKENS + 1);
-        let mut last: Digest = hash.finalize().into();
+        let mut last = namespace;
         digests.push(last);
-        for page in ids.chunks_exact(PAGE_TOKENS) {
-            last = next_digest(&last, page);
+        let mut images = spans.iter().peekable();
+        for (page, tokens) in tokens.chunks_exact(PAGE_TOKENS).enumerate() {
+            last = next_digest(&last, tokens);
+            let end = ((page + 1) * PAGE_TOKENS) as u32;
+            while let Some(image) = images.next_if(|image| image.rows.start < end) {
+                last = image_digest(&last, image);
+            }
             digests.push(last);
         }
-        Self { digests, settings }
+        let dropping = spans.iter().find(|span| span.drops.is_some());
+        Self {
+            digests,
+            settings: format!("{settings:?}"),
+            names,
+            images: spans.iter().map(|span| span.rows.start).collect(),
+            shared: dropping.map_or(u32::MAX, |span| span.rows.start),
+        }
+    }
+
+    /// The tokens of the prompt `ids` as they are called here, as far as a state may be taken over: all, or
+    /// those up to one behind the last that is shared.
+    pub(crate) fn usable<'a>(&'a self, ids: &'a [u32]) -> &'a [u32] {
+        let tokens = self.names.as_deref().unwrap_or(ids);
+        &tokens[..tokens.len().min(self.shared.saturating_add(1) as usize)]
+    }
+
+    /// Calls the first tokens of the prompt and its answer as they are called here.
+    pub(crate) fn rename(&self, ids: &mut [u32]) {
+        if let Some(names) = &self.names {
+            ids.iter_mut().zip(names).for_each(|(id, name)| *id = *name);
+        }
+    }
+
+    /// Whether the state after `len` tokens may be kept: it depends on these alone, and its key names all
+    /// images in it.
+    pub(crate) fn is_shared(&self, len: u32) -> bool {
+        let page = len / PAGE_TOKENS as u32 * PAGE_TOKENS as u32;
+        let mut in_tail = self.images.iter().filter(|&&start| (page..len).contains(&start));
+        let is_told = in_tail.all(|start| {
+            let names = self.names.as_deref().unwrap_or_default().get(*start as usize..len as usize);
+            let run = names.into_iter().flatten().take_while(|&&name| name >= VISUAL);
+            run.take(TELLING_NAMES as usize).count() == TELLING_NAMES as usize
+        });
+        len <= self.shared && is_told
     }
 
     /// Digests `[pages + 1]`; number `k` covers the first `16 k` tokens of the prompt.
@@ -86,6 +150,48 @@ impl KeyChain {
             new.chunks_exact(PAGE_TOKENS).fold(self.digests[known], |last, page| next_digest(&last, page));
         SnapshotKey { page, tail: ids[pages * PAGE_TOKENS..].into(), len: ids.len() as u32 }
     }
+}
+
+fn namespace(
+    fingerprint: &Digest,
+    settings: &CacheSettings,
+    salt: &[u8],
+    adapter: Option<&Digest>,
+) -> Digest {
+    let mut hash = Sha256::new();
+    put(&mut hash, fingerprint);
+    // The debug form names every field, those that later versions add included.
+    put(&mut hash, format!("{settings:?}").as_bytes());
+    put(&mut hash, salt);
+    if let Some(adapter) = adapter {
+        put(&mut hash, adapter);
+    }
+    hash.finalize().into()
+}
+
+/// The tokens of a prompt, those of images by their names.
+fn names(ids: &[u32], spans: &[VisualSpan]) -> Vec<u32> {
+    let mut names = ids.to_vec();
+    for (rows, span) in visual::overlapping(spans, 0..ids.len() as u32) {
+        let mut hash = Sha256::new();
+        put(&mut hash, &span.key.to_le_bytes());
+        for (row, name) in names[rows.start as usize..rows.end as usize].iter_mut().enumerate() {
+            let digest: Digest = hash.clone().chain_update((row as u32).to_le_bytes()).finalize().into();
+            *name = VISUAL | u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]);
+        }
+    }
+    names
+}
+
+/// A page's digest with an image that begins in it.
+fn image_digest(last: &Digest, image: &VisualSpan) -> Digest {
+    let mut hash = Sha256::new();
+    hash.update(last);
+    put(&mut hash, b"image");
+    hash.update(image.key.to_le_bytes());
+    hash.update(image.run.to_le_bytes());
+    image.offsets.iter().for_each(|offset| hash.update(offset.to_le_bytes()));
+    hash.finalize().into()
 }
 
 fn next_digest(last: &Digest, page: &[u32]) -> Digest {
@@ -148,6 +254,70 @@ mod tests {
         ];
         let stems: std::collections::BTreeSet<_> = keys.iter().map(SnapshotKey::file_stem).collect();
         assert_eq!(stems.len(), keys.len());
+    }
+
+    fn request(visual: Vec<VisualSpan>) -> GenerationRequest {
+        GenerationRequest {
+            request_id: "keys".into(),
+            prompt_ids: (0..60).collect(),
+            n: 1,
+            max_tokens: 1,
+            sampling: crate::SamplingParams::default(),
+            logprobs: None,
+            prompt_logprobs: None,
+            pooling: None,
+            cache: CacheSettings::full(64),
+            priority: 0,
+            use_snapshots: true,
+            snapshot_at: None,
+            salt: Vec::new(),
+            require_exact: false,
+            steering: None,
+            visual,
+            adapter: None,
+        }
+    }
+
+    #[test]
+    fn images_and_adapters_change_keys() {
+        let image = |start, key| visual::tests::span(start, &[0, 1, 2, 3, 5, 6, 7, 9], 10, key, 2);
+        let key = |spans: Vec<VisualSpan>, adapter: Option<&Digest>, len: usize| {
+            let request = request(spans);
+            let chain = KeyChain::of(&[1; 32], adapter, &request);
+            let mut tokens = request.prompt_ids[..len].to_vec();
+            chain.rename(&mut tokens);
+            chain.key(&tokens)
+        };
+        let moved = VisualSpan { offsets: [0, 1, 2, 3, 4, 6, 7, 9].into(), ..image(20, 1) };
+        let keys = [
+            key(vec![], None, 50),
+            key(vec![], Some(&[3; 32]), 50),
+            key(vec![image(20, 1)], None, 50),
+            key(vec![image(20, 2)], None, 50),
+            key(vec![image(21, 1)], None, 50),
+            key(vec![image(20, 1), image(40, 1)], None, 50),
+            key(vec![moved], None, 50),
+        ];
+        let stems: std::collections::BTreeSet<_> = keys.iter().map(SnapshotKey::file_stem).collect();
+        assert_eq!(stems.len(), keys.len());
+        // Before an image nothing of it is in a key.
+        assert_eq!(key(vec![image(20, 1)], None, 20), key(vec![], None, 20));
+        assert_eq!(key(vec![image(20, 1)], None, 27), key(vec![image(20, 1), image(40, 1)], None, 27));
+        assert_ne!(key(vec![image(20, 1)], None, 25), key(vec![image(20, 2)], None, 25));
+    }
+
+    /// A key may not call an image by less than 155 bits, nor hold what the prompt's end decides.
+    #[test]
+    fn doubtful_states_are_not_kept() {
+        let image = visual::tests::span(20, &[0, 1, 2, 3, 5, 6, 7, 9], 10, 7, 2);
+        let chain = KeyChain::of(&[1; 32], None, &request(vec![image.clone()]));
+        let kept: Vec<u32> = (16..40).filter(|&len| !chain.is_shared(len)).collect();
+        assert_eq!(kept, [21, 22, 23, 24], "a tail with few rows of the image");
+        assert_eq!(chain.usable(&[0; 60]).len(), 60);
+        let drops = Some(std::sync::Arc::default());
+        let chain = KeyChain::of(&[1; 32], None, &request(vec![VisualSpan { drops, ..image }]));
+        assert!(chain.is_shared(20) && !(21..60).any(|len| chain.is_shared(len)));
+        assert_eq!(chain.usable(&[0; 60]).len(), 21);
     }
 
     proptest! {

@@ -120,6 +120,8 @@ async fn generate(engine: &EngineHandle, prompt_ids: Vec<u32>, max_tokens: u32) 
         salt: Vec::new(),
         require_exact: false,
         steering: None,
+        visual: Vec::new(),
+        adapter: None,
     };
     let submitted = Instant::now();
     let mut stream = engine.submit(request)?.pop().context("the engine gave no stream")?;
