@@ -35,6 +35,52 @@ async fn counters_add_up() {
     assert!(server.metric("locket_memory_bytes", &["pool=\"weights\""]).await > 5e7);
     assert!(server.metric("locket_step_seconds_count", &[]).await >= 15.0);
     assert!(server.metric("process_resident_memory_bytes", &[]).await > 0.0);
+    // 30 layers, 3 heads, a key and a value of 64 halves and a position; each last token is not run.
+    let full_cache = (prompt_tokens + 12.0) * 23_400.0;
+    assert_eq!(server.metric("locket_sequence_full_cache_bytes_sum", &[model]).await, full_cache);
+    assert_eq!(server.metric("locket_sequence_cache_bytes_count", &[model]).await, 3.0);
+    assert_eq!(server.metric("vllm:request_params_n_sum", &[model]).await, 3.0);
+    assert_eq!(server.metric("http_requests_total", &["method=\"POST\"", "status=\"2xx\""]).await, 3.0);
+    assert_eq!(server.metric("locket_http_in_flight", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn settings_in_force_and_the_plan_are_told() {
+    let server =
+        Server::start(&["--cache-method", "window", "--cache-slots", "512", "--cache-require-exact"]);
+    let labels = [
+        "model_name=\"smollm2\"",
+        "cache_method=\"window\"",
+        "cache_slots=\"512\"",
+        "cache_dtype=\"f16\"",
+        "require_exact=\"true\"",
+        "quantization=\"Q4_1\"",
+    ];
+    assert_eq!(server.metric("locket_settings_info", &labels).await, 1.0);
+    let planned = server.metric("locket_memory_plan_bytes", &[]).await;
+    let budget = server.metric("locket_memory_budget_bytes", &[]).await;
+    assert_eq!(budget, f64::from(1 << 30));
+    assert!(planned <= budget && planned > budget / 2.0, "{planned}");
+    assert_eq!(server.metric("locket_ready", &[]).await, 1.0);
+    assert_eq!(server.metric("locket_build_info", &["version="]).await, 1.0);
+}
+
+/// A client that sends an answer back finds it, and the series say so.
+#[tokio::test]
+async fn returning_answers_are_counted() {
+    let server = Server::start(&[]);
+    let mut messages = vec![json!({"role": "user", "content": "Name a colour."})];
+    for (found, missed) in [(0.0, 0.0), (1.0, 0.0)] {
+        let body = json!({"model": "smollm2", "max_tokens": 8, "temperature": 0, "messages": messages});
+        let answer = server.post_ok("/v1/chat/completions", &body).await;
+        let text = answer["choices"][0]["message"]["content"].clone();
+        messages.push(json!({"role": "assistant", "content": text}));
+        messages.push(json!({"role": "user", "content": "And another?"}));
+        assert_eq!(server.metric("locket_turn_lookups_total", &["found"]).await, found);
+        assert_eq!(server.metric("locket_turn_lookups_total", &["missed"]).await, missed);
+    }
+    server.until_metric("locket_turns", &[], 2.0).await;
+    assert!(server.metric("locket_turn_bytes", &[]).await > 0.0);
 }
 
 #[tokio::test]

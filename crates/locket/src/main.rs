@@ -10,6 +10,7 @@ mod health;
 mod inspect;
 mod keys;
 mod memory;
+mod metrics;
 mod model_source;
 mod serve;
 mod side_car;

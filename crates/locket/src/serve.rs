@@ -17,6 +17,7 @@ use tokio::{
 use crate::{
     config::Config,
     memory::{MemoryPlan, free_memory},
+    metrics::{self, InForce},
     model_source::{self, LocalModel},
     side_car::{self, FoundSideCar},
 };
@@ -48,7 +49,10 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let parts =
         Parts { config, checkpoint: &checkpoint, plan: &plan, side_car: side_car.as_ref(), local: &local };
     let (engine, thread) = start_engine(&parts, &registry)?;
-    register_process_metrics(&registry)?;
+    let model_name = &served_names(config, &local)[0];
+    let side_car = side_car.as_ref();
+    let in_force = InForce { model_name, config, checkpoint: &checkpoint, plan: &plan, side_car };
+    metrics::register(&registry, &in_force)?;
     let settings = server_config(&parts);
     // The weights live in the model now; this unmaps the file.
     drop(checkpoint);
@@ -125,12 +129,6 @@ fn model_fingerprint(parts: &Parts<'_>) -> [u8; 32] {
     }
     digest.update(side_car.map_or([0; 32], |found| found.digest));
     digest.finalize().into()
-}
-
-/// Resident memory, CPU time, open files and start time of this process.
-fn register_process_metrics(registry: &prometheus::Registry) -> anyhow::Result<()> {
-    let collector = prometheus::process_collector::ProcessCollector::for_self();
-    registry.register(Box::new(collector)).context("cannot register the process metrics")
 }
 
 /// The operator's names, else the model's own; never empty.
