@@ -73,11 +73,5 @@ def check(promtool):
     read += [(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules]
     read += [("vLLM's boards", query) for query in expressions.of_vllm()]
     for where, expression in read:
-        if not is_to_come(expression):
-            check_names(documented, recorded, where, expression)
+        check_names(documented, recorded, where, expression)
     return len(uids), len(rules), len(read)
-
-
-def is_to_come(expression):
-    """Of series that only servers with a vision model have."""
-    return "locket_visual_" in expression
