@@ -79,7 +79,8 @@ class Prometheus:
             with urllib.request.urlopen(url, timeout=10) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
-            return json.load(error)
+            # 503 is plain text: it listens, and reads its files.
+            return {"status": "starting"} if error.code == 503 else json.load(error)
         except OSError:
             return {"status": "starting"}
 
@@ -90,6 +91,11 @@ class Prometheus:
             raise ValueError(f"{expression}: {answer['error']}")
         result = answer.get("data", {}).get("result", [])
         return [v for v in (float(sample["value"][1]) for sample in result) if math.isfinite(v)]
+
+    def firing(self):
+        """Names of the alerts that fire."""
+        alerts = self.get("alerts")["data"]["alerts"]
+        return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
 
 def configure(folder, locket_address, own_address):
@@ -184,6 +190,7 @@ def check(programs, has_vision):
         asked = list(questions(has_vision))
         with load.Load(host, port) as traffic:
             all_answer(prometheus, asked, traffic)
+            until("LocketRejections", lambda: "LocketRejections" in prometheus.firing())
             for where, series, label in expressions.label_queries():
                 values = prometheus.get(f"label/{label}/values", **{"match[]": series})["data"]
                 assert values, f"{where} has no values"
@@ -192,9 +199,8 @@ def check(programs, has_vision):
         groups = prometheus.get("rules")["data"]["groups"]
         faults = [rule for group in groups for rule in group["rules"] if rule["health"] != "ok"]
         assert not faults, faults
-        firing = lambda: {a["labels"]["alertname"] for a in prometheus.get("alerts")["data"]["alerts"] if a["state"] == "firing"}
-        assert "LocketDown" not in firing() and "LocketNotReady" not in firing(), firing()
+        assert not prometheus.firing() & {"LocketDown", "LocketNotReady"}, prometheus.firing()
         complaints = lint(programs["promtool"], host, port)
         locket.kill()
-        until("LocketDown", lambda: "LocketDown" in firing())
+        until("LocketDown", lambda: "LocketDown" in prometheus.firing())
         return len(asked), traffic.rounds, complaints

@@ -84,7 +84,8 @@ class Load:
     def _mistakes(self):
         self._post("/v1/chat/completions", "{", key=KEY)
         self._post("/v1/chat/completions", self._body("x", model="other"), key=KEY)
-        self._post("/v1/completions", {"prompt": "x " * 400, "max_tokens": 1, "locket": {"require_exact": True}}, key=KEY)
+        too_long = {"prompt": "x " * 400, "max_tokens": 1, "locket": {"require_exact": True}}
+        self._post("/v1/completions", too_long, key=KEY)
         self._post("/v1/chat/completions", self._body("x"), key="sk-wrong")
 
     def _leave_early(self):
@@ -99,7 +100,8 @@ class Load:
         return {"messages": messages, "temperature": 0, **fields}
 
     def _chat(self, content, **fields):
-        return self._post("/v1/chat/completions", self._body(content, ignore_eos="stop" not in fields, **fields), key=KEY)
+        body = self._body(content, ignore_eos="stop" not in fields, **fields)
+        return self._post("/v1/chat/completions", body, key=KEY)
 
     def _headers(self, key):
         return {"content-type": "application/json", "authorization": f"Bearer {key}"}
