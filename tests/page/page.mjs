@@ -340,13 +340,14 @@ test("an overlay shows which patches the budget kept", () =>
     await context.route("**/v1/models", async (route) => {
       const response = await route.fetch();
       const models = await response.json();
-      models.data[0].locket.visual = { method: "hired", methods: ["none", "hired", "pyramid"], budget: 0.4 };
+      models.data[0].locket.visual = { method: "hired", methods: ["none", "hired", "pyramid"], budget: 0.4, max_budget: 1, max_images: 16, max_tokens: 2928 };
       await route.fulfill({ response, json: models });
     });
     const bodies = [];
     await context.route("**/v1/chat/completions", (route) => {
       bodies.push(route.request().postDataJSON());
-      const usage = { prompt_tokens: 30, completion_tokens: 2, locket: { exact: true, folded_tokens: 0, method: "full", visual: [REPORT] } };
+      const details = { cached_tokens: 0, image_tokens: 1176, image_tokens_kept: 7 };
+      const usage = { prompt_tokens: 1206, completion_tokens: 2, prompt_tokens_details: details, locket: { exact: true, folded_tokens: 0, method: "full", visual: [REPORT] } };
       return route.fulfill(eventStream([delta("A disc."), { choices: [], usage }]));
     });
     await page.reload();
@@ -356,6 +357,7 @@ test("an overlay shows which patches the budget kept", () =>
     await say(page, "What is it?");
     await page.locator("svg.veil").first().waitFor({ state: "attached" });
     assert.deepEqual(bodies[0].locket, { visual: { report: true, method: "pyramid", budget: 0.2 } });
+    assert.equal(await page.locator(".assistant > .note").innerText(), "1206 + 2 tokens · 7 of 1176 visual tokens · exact");
     const shown = () => page.locator("svg.veil:not(.off) path.kept").evaluateAll((paths) => paths.map((path) => (path.getAttribute("d").match(/M/g) ?? []).length));
     assert.deepEqual(await shown(), [4], "the parts are shown first");
     assert.equal(await page.locator("figcaption").getByText("7 of 1,176 visual tokens (1 %), hired, 4 from layer 8 on").count(), 1);

@@ -67,6 +67,8 @@ export function noteOf({ finish, usage, first, last }) {
     const tokens = usage.completion_tokens ?? 0;
     words.push(`${usage.prompt_tokens ?? 0} + ${tokens} tokens`);
     if (tokens > 1 && last > first) words.push(`${Math.round(((tokens - 1) * 1000) / (last - first))} tokens/s`);
+    const { image_tokens: images = 0, image_tokens_kept: kept = images } = usage.prompt_tokens_details ?? {};
+    if (images > 0) words.push(`${kept} of ${images} visual tokens`);
     const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
     if (cached > 0) words.push(`${cached} from a snapshot`);
     const { locket } = usage;
