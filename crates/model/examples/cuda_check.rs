@@ -138,7 +138,7 @@ fn graph(checkpoint: &Checkpoint, layers: usize) -> Result<bool, Error> {
             let (ops, weights) = model.parts_mut();
             ops.embed(step, &weights.embedding, Reg::H)?;
             for layer in 0..layers {
-                decode_layer(ops, step, &weights.layers[layer], layer)?;
+                decode_layer(ops, step, &weights.layers[layer], layer, &[])?;
             }
             Ok(())
         };

@@ -29,6 +29,8 @@ pub struct Batch {
     pub sample_rows: Vec<u32>,
     /// Rows whose embedding is not the table's; ranges are disjoint and ascending.
     pub embedded: Vec<EmbeddedRows>,
+    /// The layer that the rows come to first: 0, but for prompts that are held between layers.
+    pub first_layer: u32,
 }
 
 /// The rows of one sequence in a [`Batch`].
@@ -61,6 +63,7 @@ impl Batch {
         self.sequences.clear();
         self.sample_rows.clear();
         self.embedded.clear();
+        self.first_layer = 0;
     }
 
     /// Number of rows.

@@ -5,9 +5,11 @@
 //! holds the inner loops and all `unsafe` code but one block (the memory-mapped weight file in
 //! [`weights`]).
 
+pub mod adapter;
 pub mod batch;
 pub mod config;
 pub mod error;
+pub mod held;
 pub mod kv_cache;
 pub mod layer_drops;
 pub mod llama;
@@ -17,9 +19,11 @@ pub mod ops;
 pub mod testing;
 pub mod weights;
 
+pub use adapter::{Adapter, Extras};
 pub use batch::{AdapterId, Batch, BatchSequence, BlockId, EmbeddedRows};
 pub use config::ModelConfig;
 pub use error::Error;
+pub use held::{HeldProgress, HeldPrompt};
 pub use layer_drops::{Boundary, Keep, LayerDrops, Rank};
 
 /// A decoder with its key/value cache: what the engine drives.
@@ -106,6 +110,55 @@ pub trait Model: Send {
     /// As [`Self::row_logits`].
     fn row_states(&mut self, rows: &[u32], states: &mut Vec<f32>) -> Result<(), Error>;
 
+    /// Makes room for adapters and for prompts that lose tokens inside the decoder; called once, before
+    /// anything of that kind. Without, there is no room for any.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] if this model has nothing of that kind.
+    fn reserve(&mut self, extras: &Extras) -> Result<(), Error> {
+        if *extras == Extras::default() {
+            return Ok(());
+        }
+        Err(Error::Plan("this model takes no adapters and drops no tokens".into()))
+    }
+
+    /// Takes an adapter that was read for this model; sequences may go through it from the next step on.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] if there is no room for it.
+    fn load_adapter(&mut self, _adapter: &Adapter) -> Result<AdapterId, Error> {
+        Err(Error::Plan("this model takes no adapters".into()))
+    }
+
+    /// Forgets an adapter, which no sequence may go through any more.
+    ///
+    /// # Errors
+    /// [`Error::InvalidBatch`] if it is not loaded.
+    fn unload_adapter(&mut self, adapter: AdapterId) -> Result<(), Error> {
+        Err(Error::InvalidBatch(format!("adapter {} is not loaded", adapter.0)))
+    }
+
+    /// Takes in a prompt that loses tokens inside the decoder, in place of any other. Its sequence runs by
+    /// [`Self::advance_held`] until that is done; other sequences may run in between.
+    ///
+    /// # Errors
+    /// [`Error::InvalidBatch`] naming what is wrong with it, and if its block is not open or not empty.
+    fn hold(&mut self, _prompt: &HeldPrompt) -> Result<(), Error> {
+        Err(Error::InvalidBatch("this model drops no tokens".into()))
+    }
+
+    /// Runs up to `max_rows` rows of the held prompt through some layers. When all is done, the logits
+    /// `[vocab_size]` of its last row are in `logits`, and nothing is held any more.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; nothing is held then either, and the prompt's block is to be closed.
+    fn advance_held(&mut self, _max_rows: usize, _logits: &mut Vec<f32>) -> Result<HeldProgress, Error> {
+        Err(Error::InvalidBatch("no prompt is held".into()))
+    }
+
+    /// Forgets the held prompt, if there is one; its block is to be closed.
+    fn release_held(&mut self) {}
+
     /// The most rows that one [`Batch`] may have (the workspace's size).
     fn max_batch_rows(&self) -> usize;
 
@@ -146,7 +199,7 @@ impl TokenScore {
 /// Where the bytes of a loaded model are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MemoryUse {
-    /// Bytes of weights in the form the backend uses.
+    /// Bytes of weights, adapters included, in the form the backend uses.
     pub weights: u64,
     /// Bytes of activations and scratch for the largest batch.
     pub workspace: u64,

@@ -5,7 +5,9 @@
 //! [`ModelConfig`], not other files.
 
 use crate::{
-    Batch, BlockId, Error, MemoryUse, Model, ModelConfig, TokenScore,
+    Adapter, AdapterId, Batch, BlockId, Error, Extras, MemoryUse, Model, ModelConfig, TokenScore,
+    adapter::{AdaptedRows, Linear, Loaded},
+    held::{Held, HeldProgress, HeldPrompt},
     kv_cache::{CachePlan, CacheSettings},
     ops::{Ops, Reg},
 };
@@ -46,12 +48,15 @@ pub struct Llama<O: Ops> {
     weights: LlamaWeights<O::Weight>,
     /// The latest step of [`Model::forward`] and its rows; its registers still hold its output.
     latest: Option<(O::Step, u32)>,
+    adapters: Loaded<O::Lora>,
+    held: Option<Held>,
+    held_rows: usize,
 }
 
 impl<O: Ops> Llama<O> {
     /// Joins a backend and the weights that it prepared.
     pub fn new(ops: O, weights: LlamaWeights<O::Weight>) -> Self {
-        Self { ops, weights, latest: None }
+        Self { ops, weights, latest: None, adapters: Loaded::default(), held: None, held_rows: 0 }
     }
 
     /// The backend, for callers that need more than [`Model`] (training, graph capture).
@@ -67,12 +72,13 @@ impl<O: Ops> Llama<O> {
     /// Runs `batch` up to and without the final norm: the last layer's output is left as
     /// residual [`Reg::H`] plus delta [`Reg::X`].
     pub fn hidden(&mut self, batch: &Batch) -> Result<O::Step, Error> {
-        let Self { ops, weights, latest } = self;
+        let Self { ops, weights, latest, adapters, .. } = self;
         *latest = None;
+        let adapted = adapters.rows(batch)?;
         let step = ops.upload(batch)?;
         ops.embed(&step, &weights.embedding, Reg::H)?;
         for (layer_idx, layer) in weights.layers.iter().enumerate() {
-            decode_layer(ops, &step, layer, layer_idx)?;
+            decode_layer(ops, &step, layer, layer_idx, &adapted)?;
         }
         Ok(step)
     }
@@ -80,18 +86,34 @@ impl<O: Ops> Llama<O> {
 
 impl<W> LlamaWeights<W> {
     /// The output projection.
-    fn head(&self) -> &W {
+    pub(crate) fn head(&self) -> &W {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 }
 
 /// One decoder layer. The residual is [`Reg::H`]; on entry of every layer but the first the
 /// previous layer's MLP output is still in [`Reg::X`], so that its addition is fused with the norm.
+/// `adapted` are the rows that go through adapters.
 pub fn decode_layer<O: Ops>(
     ops: &mut O,
     step: &O::Step,
     layer: &Layer<O::Weight>,
     layer_idx: usize,
+    adapted: &[AdaptedRows<'_, O::Lora>],
+) -> Result<(), Error> {
+    project_layer(ops, step, layer, layer_idx, adapted)?;
+    ops.observe(step, layer_idx)?;
+    ops.rope(step, layer_idx)?;
+    attend_layer(ops, step, layer, layer_idx, adapted)
+}
+
+/// The first part of [`decode_layer`]: queries, keys and values, not rotated yet.
+pub(crate) fn project_layer<O: Ops>(
+    ops: &mut O,
+    step: &O::Step,
+    layer: &Layer<O::Weight>,
+    layer_idx: usize,
+    adapted: &[AdaptedRows<'_, O::Lora>],
 ) -> Result<(), Error> {
     if layer_idx == 0 {
         ops.rms_norm(step, &layer.attn_norm, Reg::H, Reg::X)?;
@@ -99,17 +121,54 @@ pub fn decode_layer<O: Ops>(
         ops.add_rms_norm(step, &layer.attn_norm, Reg::H, Reg::X, Reg::X)?;
     }
     ops.linear(step, &layer.qkv, Reg::X, Reg::Qkv)?;
+    let linears = [Linear::Q, Linear::K, Linear::V];
+    adapt(ops, step, (adapted, layer_idx), &linears, (Reg::X, Reg::Qkv))?;
     if let Some((q, k)) = &layer.qk_norm {
         ops.head_norm(step, q, k)?;
     }
-    ops.observe(step, layer_idx)?;
-    ops.rope(step)?;
+    Ok(())
+}
+
+/// The last part of [`decode_layer`]: attention and MLP.
+pub(crate) fn attend_layer<O: Ops>(
+    ops: &mut O,
+    step: &O::Step,
+    layer: &Layer<O::Weight>,
+    layer_idx: usize,
+    adapted: &[AdaptedRows<'_, O::Lora>],
+) -> Result<(), Error> {
+    let adapt = |ops: &mut O, linears: &[Linear], src: Reg, dst: Reg| {
+        adapt(ops, step, (adapted, layer_idx), linears, (src, dst))
+    };
     ops.attend(step, layer_idx)?;
     ops.linear(step, &layer.output, Reg::Attn, Reg::X)?;
+    adapt(ops, &[Linear::Output], Reg::Attn, Reg::X)?;
     ops.add_rms_norm(step, &layer.mlp_norm, Reg::H, Reg::X, Reg::X)?;
     ops.linear(step, &layer.gate_up, Reg::X, Reg::GateUp)?;
+    adapt(ops, &[Linear::Gate, Linear::Up], Reg::X, Reg::GateUp)?;
     ops.silu_mul(step)?;
-    ops.linear(step, &layer.down, Reg::Act, Reg::X)
+    ops.linear(step, &layer.down, Reg::Act, Reg::X)?;
+    adapt(ops, &[Linear::Down], Reg::Act, Reg::X)
+}
+
+/// Adds the second paths of `linears`, whose outputs lie side by side in the second register.
+fn adapt<O: Ops>(
+    ops: &mut O,
+    step: &O::Step,
+    (adapted, layer_idx): (&[AdaptedRows<'_, O::Lora>], usize),
+    linears: &[Linear],
+    registers: (Reg, Reg),
+) -> Result<(), Error> {
+    for AdaptedRows { rows, layers } in adapted {
+        let mut offset = 0;
+        for &linear in linears {
+            if let Some(lora) = &layers[layer_idx][linear as usize] {
+                ops.add_lora(step, rows, lora, registers, offset)?;
+            }
+            offset += linear.shape(&ops.config().model).0;
+        }
+    }
+    Ok(())
 }
 
 /// Makes `rows` the sample rows of the latest step, and hands it out.
@@ -142,20 +201,20 @@ where
 
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
         let step = self.hidden(batch)?;
-        let Self { ops, weights, latest } = self;
+        let Self { ops, weights, latest, .. } = self;
         ops.logits(&step, &weights.norm, weights.head(), Reg::H, Reg::X, logits)?;
         *latest = Some((step, batch.num_rows() as u32));
         Ok(())
     }
 
     fn row_logits(&mut self, rows: &[u32], logits: &mut Vec<f32>) -> Result<(), Error> {
-        let Self { ops, weights, latest } = self;
+        let Self { ops, weights, latest, .. } = self;
         let step = reselect(ops, latest, rows)?;
         ops.logits(step, &weights.norm, weights.head(), Reg::H, Reg::X, logits)
     }
 
     fn row_states(&mut self, rows: &[u32], states: &mut Vec<f32>) -> Result<(), Error> {
-        let Self { ops, weights, latest } = self;
+        let Self { ops, weights, latest, .. } = self;
         let step = reselect(ops, latest, rows)?;
         ops.states(step, &weights.norm, Reg::H, Reg::X, states)
     }
@@ -199,12 +258,53 @@ where
         ops.score(&step, &weights.norm, weights.head(), Reg::H, Reg::X, targets, out)
     }
 
+    fn reserve(&mut self, extras: &Extras) -> Result<(), Error> {
+        self.ops.reserve(extras)?;
+        self.held_rows = extras.held_rows;
+        self.adapters.limit(*extras);
+        Ok(())
+    }
+
+    fn load_adapter(&mut self, adapter: &Adapter) -> Result<AdapterId, Error> {
+        self.adapters.load(adapter, &mut self.ops)
+    }
+
+    fn unload_adapter(&mut self, adapter: AdapterId) -> Result<(), Error> {
+        self.adapters.unload(adapter)
+    }
+
+    fn hold(&mut self, prompt: &HeldPrompt) -> Result<(), Error> {
+        self.held = None;
+        let held = Held::new(prompt, self.held_rows, &self.ops.config().model)?;
+        self.ops.check_held(held.block(), &prompt.batch.positions)?;
+        self.held = Some(held);
+        Ok(())
+    }
+
+    fn advance_held(&mut self, max_rows: usize, logits: &mut Vec<f32>) -> Result<HeldProgress, Error> {
+        let Self { ops, weights, latest, adapters, held, .. } = self;
+        let Some(mut prompt) = held.take() else {
+            return Err(Error::InvalidBatch("no prompt is held".into()));
+        };
+        *latest = None;
+        let progress = prompt.advance(ops, weights, adapters, max_rows, logits)?;
+        if matches!(progress, HeldProgress::Working { .. }) {
+            *held = Some(prompt);
+        }
+        Ok(progress)
+    }
+
+    fn release_held(&mut self) {
+        self.held = None;
+    }
+
     fn max_batch_rows(&self) -> usize {
         self.ops.config().max_batch_rows
     }
 
     fn memory(&self) -> MemoryUse {
-        self.ops.memory()
+        let memory = self.ops.memory();
+        MemoryUse { weights: memory.weights + self.adapters.num_bytes(), ..memory }
     }
 
     fn prefault(&mut self) {

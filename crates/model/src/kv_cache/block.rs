@@ -1,7 +1,8 @@
 //! What is in which slot of one block: fill counts per layer, positions and side arrays per slot.
 
 use super::{
-    CacheGeometry, CacheSettings, FoldContext, LayerView, Rotation, SideArrays, SlotMove, SlotReader,
+    CacheGeometry, CacheSettings, FoldContext, FoldScratch, LayerView, Rotation, SideArrays, SlotMove,
+    SlotReader,
     budgets::{self, Regions},
     compaction::Frame,
     methods::lococo::Mixture,
@@ -236,6 +237,71 @@ impl BlockState {
         self.frame.position(self.progress[layer].position(position))
     }
 
+    /// How far `layer`'s positions lie before those of the sequence.
+    pub fn shift(&self, layer: usize) -> u32 {
+        self.progress[layer].shift
+    }
+
+    /// Checks that the block is open and empty and that a whole prompt at `positions` may go into it.
+    ///
+    /// # Errors
+    /// As [`Self::check_append`].
+    pub fn check_held(&self, positions: &[u32]) -> Result<(), Error> {
+        if self.seen(0) > 0 {
+            let seen = self.seen(0);
+            return Err(Error::InvalidBatch(format!("a held prompt's block has {seen} tokens already")));
+        }
+        let settings = self.settings.unwrap_or(CacheSettings::full(1));
+        if settings.folds() && !self.side.gaps {
+            let reason =
+                "a prompt loses tokens, but the block was not planned for gaps in sequences that fold";
+            return Err(Error::InvalidBatch(reason.into()));
+        }
+        self.check_append(0, positions)
+    }
+
+    /// Lets all layers go on with the sequence's position `next`, each right behind its own last one.
+    pub fn settle(&mut self, next: u32) {
+        for progress in &mut self.progress {
+            progress.shift = next - progress.next;
+        }
+    }
+
+    /// Takes tokens at these positions of the sequence, which ascend, out of `layer`, unless it has folded or
+    /// was compacted; returns what the backend must move, in this order.
+    pub fn remove<'s>(&mut self, layer: usize, gone: &[u32], scratch: &'s mut FoldScratch) -> &'s [SlotMove] {
+        let moves = scratch.moves_mut();
+        moves.clear();
+        let (progress, frame) = (self.progress[layer], self.frame);
+        if self.folded[layer] || frame.turns(progress.next.saturating_sub(1)) > 0 || progress.shift > 0 {
+            return moves;
+        }
+        let len = self.len(layer);
+        let stays: Vec<u32> = (0..len as u32)
+            .filter(|&slot| gone.binary_search(&self.positions_of(layer, 0)[slot as usize]).is_err())
+            .collect();
+        for head in 0..self.geometry.num_kv_heads as u32 {
+            let places = (0..).zip(&stays).filter(|(to, from)| to != *from);
+            moves.extend(places.map(|(to, &from)| SlotMove { head, from, to }));
+        }
+        self.apply(layer, moves, stays.len());
+        self.folded[layer] = false;
+        for head in 0..self.geometry.num_kv_heads {
+            for slot in 0..stays.len() {
+                let position = self.positions_of(layer, head)[slot];
+                if let Some(gaps) = self.gaps_of_mut(layer, head).get_mut(slot) {
+                    *gaps = position - slot as u32;
+                }
+            }
+        }
+        let sinks = self.settings.map_or(0, |settings| settings.sinks as usize).min(stays.len());
+        let last_sink = sinks.checked_sub(1).map(|slot| self.positions_of(layer, 0)[slot]);
+        let progress = &mut self.progress[layer];
+        progress.seen = stays.len() as u32;
+        progress.sink_end = last_sink.map_or(0, |position| position + 1);
+        moves
+    }
+
     /// Whether positions were left out before the latest token, in some layer.
     pub(super) fn has_gaps(&self) -> bool {
         self.progress.iter().any(|progress| progress.gaps() > 0)
@@ -248,19 +314,22 @@ impl BlockState {
         layers.map(|(progress, &len)| progress.seen - len).max().unwrap_or(0)
     }
 
-    /// Checks that tokens at `positions`, which ascend, may be appended next.
+    /// Checks that tokens at `positions`, which ascend, may be appended next, from layer `first_layer` on.
     ///
     /// # Errors
     /// [`Error::InvalidBatch`] if the block is not open, the tokens do not continue its sequence, they
     /// would overflow a block that never folds, lie beyond the model's context, or have gaps that the block
     /// was not made for.
-    pub fn check_append(&self, positions: &[u32]) -> Result<(), Error> {
+    pub fn check_append(&self, first_layer: usize, positions: &[u32]) -> Result<(), Error> {
         let Some(settings) = self.settings else {
             return Err(Error::InvalidBatch("a sequence's block was not opened".into()));
         };
         let (Some(&position), Some(&last)) = (positions.first(), positions.last()) else { return Ok(()) };
         let rows = positions.len();
-        let next = self.next_position();
+        let Some(progress) = self.progress.get(first_layer) else {
+            return Err(Error::InvalidBatch(format!("there is no layer {first_layer}")));
+        };
+        let next = progress.next + progress.shift;
         if position < next {
             return Err(Error::InvalidBatch(format!(
                 "a sequence's rows start at position {position}, but its block goes on at {next}"
@@ -282,13 +351,13 @@ impl BlockState {
         // The first layer folds last, so it is the fullest before any fold.
         let room = (settings.capacity() as usize).min(self.stride);
         let never_folds = settings.ring == 0 || room < settings.capacity() as usize;
-        if never_folds && self.len(0) + rows > room {
+        let filled = self.len(first_layer);
+        if never_folds && filled + rows > room {
             return Err(Error::InvalidBatch(format!(
-                "{rows} rows do not fit: {} of {room} slots are filled and the block never folds",
-                self.len(0)
+                "{rows} rows do not fit: {filled} of {room} slots are filled and the block never folds"
             )));
         }
-        let to_border = settings.rows_to_border(self.seen(0)) as usize;
+        let to_border = settings.rows_to_border(self.seen(first_layer)) as usize;
         if rows > to_border && !self.budgets.is_empty() {
             return Err(Error::InvalidBatch(format!(
                 "{rows} rows from position {position} cross the border at which the block is laid out \

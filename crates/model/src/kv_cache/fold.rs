@@ -160,6 +160,12 @@ pub struct FoldScratch {
     pub(super) mixture: lococo::Mixture,
 }
 
+impl FoldScratch {
+    pub(super) fn moves_mut(&mut self) -> &mut Vec<SlotMove> {
+        &mut self.moves
+    }
+}
+
 /// A key that a compaction turns on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turn {

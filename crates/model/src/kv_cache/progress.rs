@@ -29,13 +29,11 @@ impl Progress {
     }
 
     /// Whether a block can have come this far in a layer, having come as far as `before` in the one below:
-    /// no token is new to a layer, and all layers end at one place.
+    /// all layers end at one position of the sequence.
     pub(super) fn may_follow(self, before: Option<Self>) -> bool {
         let end = |progress: Self| progress.next.checked_add(progress.shift);
         let is_possible = self.seen <= self.next && end(self).is_some();
-        let first = before.is_none() && self.shift == 0;
-        is_possible
-            && (first || before.is_some_and(|before| end(before) == end(self) && self.seen <= before.seen))
+        is_possible && before.is_none_or(|before| end(before) == end(self))
     }
 
     /// Counts tokens at `positions` of the sequence, not empty, of whose first ones `sinks` always

@@ -14,7 +14,8 @@ use locket_kernels::cuda::{
 
 use super::{Ops, OpsConfig, RawTensor, Reg, WeightSpec, rope};
 use crate::{
-    BlockId, Error, MemoryUse,
+    BlockId, Error, Extras, MemoryUse,
+    adapter::{Linear, LoraPair},
     batch::Batch,
     config::RopeStyle,
     kv_cache::{
@@ -205,9 +206,14 @@ fn places(plan: &CachePlan) -> (Vec<Place>, usize) {
     (places, base)
 }
 
+fn not_held() -> Error {
+    Error::InvalidBatch("the CUDA decode skeleton drops no tokens yet".into())
+}
+
 impl Ops for CudaOps {
     type Weight = CudaWeight;
     type Step = CudaStep;
+    type Lora = ();
 
     fn prepare(&mut self, spec: WeightSpec) -> Result<CudaWeight, Error> {
         let mut values = Vec::new();
@@ -237,7 +243,7 @@ impl Ops for CudaOps {
     fn upload(&mut self, batch: &Batch) -> Result<CudaStep, Error> {
         let model = &self.config.model;
         batch.check(self.config.max_batch_rows, model.vocab_size, model.hidden_size)?;
-        if !batch.embedded.is_empty() {
+        if !batch.embedded.is_empty() || batch.first_layer > 0 {
             return Err(Error::InvalidBatch("the CUDA decode skeleton takes no embeddings yet".into()));
         }
         let blocks = self.states.len();
@@ -247,7 +253,7 @@ impl Ops for CudaOps {
                 return Err(Error::InvalidBatch(format!("block {block} of {blocks}")));
             };
             let positions = batch.positions_of(sequence);
-            state.check_append(positions)?;
+            state.check_append(0, positions)?;
             let whole = Segment { fold: false, compact: 0, rows: positions.len() };
             if (0..model.num_layers).any(|layer| state.next_segment(layer, positions) != whole) {
                 return Err(Error::InvalidBatch("the CUDA decode skeleton does not fold yet".into()));
@@ -314,6 +320,32 @@ impl Ops for CudaOps {
         Ok(self.device.linear(step.rows, &weight.values, weight.bias.as_ref(), src, dst, shape)?)
     }
 
+    fn prepare_lora(&mut self, _pair: &LoraPair, _linear: Linear) -> Result<(), Error> {
+        Err(Error::Plan("the CUDA decode skeleton takes no adapters yet".into()))
+    }
+
+    fn lora_bytes(_lora: &()) -> u64 {
+        0
+    }
+
+    fn add_lora(
+        &mut self,
+        _step: &CudaStep,
+        _rows: &[u32],
+        _lora: &(),
+        _registers: (Reg, Reg),
+        _offset: usize,
+    ) -> Result<(), Error> {
+        Err(Error::InvalidBatch("the CUDA decode skeleton takes no adapters yet".into()))
+    }
+
+    fn reserve(&mut self, extras: &Extras) -> Result<(), Error> {
+        if *extras == Extras::default() {
+            return Ok(());
+        }
+        Err(Error::Plan("the CUDA decode skeleton takes no adapters and drops no tokens yet".into()))
+    }
+
     fn head_norm(&mut self, step: &CudaStep, q: &CudaWeight, k: &CudaWeight) -> Result<(), Error> {
         let (eps, layout) = (self.config.model.rms_norm_eps, self.layout());
         Ok(self.device.head_norm(step.rows, layout, self.reg(Reg::Qkv), &q.values, &k.values, eps)?)
@@ -324,7 +356,27 @@ impl Ops for CudaOps {
         Ok(())
     }
 
-    fn rope(&mut self, _step: &CudaStep) -> Result<(), Error> {
+    fn write_rows(&mut self, _step: &CudaStep, _rows: &[f32]) -> Result<(), Error> {
+        Err(not_held())
+    }
+
+    fn read_rows(&mut self, _step: &CudaStep, _reg: Reg, _out: &mut Vec<f32>) -> Result<(), Error> {
+        Err(not_held())
+    }
+
+    fn check_held(&self, _block: BlockId, _positions: &[u32]) -> Result<(), Error> {
+        Err(not_held())
+    }
+
+    fn remove_tokens(&mut self, _: BlockId, _: std::ops::Range<usize>, _: &[u32]) -> Result<(), Error> {
+        Err(not_held())
+    }
+
+    fn settle_block(&mut self, _block: BlockId, _next: u32) -> Result<(), Error> {
+        Err(not_held())
+    }
+
+    fn rope(&mut self, _step: &CudaStep, _layer: usize) -> Result<(), Error> {
         Ok(self.device.rope(&self.arrays, self.layout(), self.reg(Reg::Qkv), &self.rotation)?)
     }
 

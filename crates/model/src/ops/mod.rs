@@ -11,12 +11,13 @@ pub mod cuda;
 pub mod reference;
 pub mod rope;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{Tensor, quantized::QTensor};
 
 use crate::{
-    BlockId, Error, MemoryUse, ModelConfig, TokenScore,
+    BlockId, Error, Extras, MemoryUse, ModelConfig, TokenScore,
+    adapter::{Linear, LoraPair},
     batch::Batch,
     kv_cache::{CachePlan, CacheSettings, SideCar},
 };
@@ -97,6 +98,8 @@ pub trait Ops {
     type Weight;
     /// Handle of an uploaded batch.
     type Step: Send;
+    /// A linear's second path.
+    type Lora: Send;
 
     /// Fuses, reorders and packs a weight into the backend's form.
     fn prepare(&mut self, spec: WeightSpec) -> Result<Self::Weight, Error>;
@@ -124,6 +127,25 @@ pub trait Ops {
     /// `dst = src * weightᵀ + bias`.
     fn linear(&mut self, step: &Self::Step, weight: &Self::Weight, src: Reg, dst: Reg) -> Result<(), Error>;
 
+    /// Brings a pair of `linear` into the backend's form.
+    fn prepare_lora(&mut self, pair: &LoraPair, linear: Linear) -> Result<Self::Lora, Error>;
+
+    /// Bytes of a prepared pair.
+    fn lora_bytes(lora: &Self::Lora) -> u64;
+
+    /// `dst[row, offset..] += scale * B (A src[row])` for `rows`, ascending; other rows are not touched.
+    fn add_lora(
+        &mut self,
+        step: &Self::Step,
+        rows: &[u32],
+        lora: &Self::Lora,
+        registers: (Reg, Reg),
+        offset: usize,
+    ) -> Result<(), Error>;
+
+    /// Makes room for what `extras` name.
+    fn reserve(&mut self, extras: &Extras) -> Result<(), Error>;
+
     /// RMS norm over `head_dim` of every query head (weight `q`) and key head (`k`) in [`Reg::Qkv`].
     fn head_norm(&mut self, step: &Self::Step, q: &Self::Weight, k: &Self::Weight) -> Result<(), Error>;
 
@@ -131,8 +153,8 @@ pub trait Ops {
     /// rotated: the scores of new tokens.
     fn observe(&mut self, step: &Self::Step, layer: usize) -> Result<(), Error>;
 
-    /// Rotates queries and keys in [`Reg::Qkv`] by their positions.
-    fn rope(&mut self, step: &Self::Step) -> Result<(), Error>;
+    /// Rotates queries and keys in [`Reg::Qkv`] by their positions in `layer`.
+    fn rope(&mut self, step: &Self::Step, layer: usize) -> Result<(), Error>;
 
     /// Per sequence: fold if the layer's block is full, append keys and values, attend; reads
     /// [`Reg::Qkv`], writes [`Reg::Attn`]. Queries read keys and values in stored form.
@@ -140,6 +162,12 @@ pub trait Ops {
 
     /// `Act = silu(gate) * up` of [`Reg::GateUp`].
     fn silu_mul(&mut self, step: &Self::Step) -> Result<(), Error>;
+
+    /// [`Reg::H`]` = rows [rows, hidden_size]` and [`Reg::X`]` = 0`.
+    fn write_rows(&mut self, step: &Self::Step, rows: &[f32]) -> Result<(), Error>;
+
+    /// Writes a register's rows `[rows, width]` into `out`.
+    fn read_rows(&mut self, step: &Self::Step, reg: Reg, out: &mut Vec<f32>) -> Result<(), Error>;
 
     /// For the sample rows only: `residual += delta`, final norm, head; writes
     /// `[samples, vocab_size]` into `out`. Does not change the registers.
@@ -199,6 +227,17 @@ pub trait Ops {
 
     /// See [`Model::import_block`](crate::Model::import_block).
     fn import_block(&mut self, block: BlockId, image: &[u8]) -> Result<(), Error>;
+
+    /// Checks that the block is open and empty and that a whole prompt at `positions` may go into it.
+    fn check_held(&self, block: BlockId, positions: &[u32]) -> Result<(), Error>;
+
+    /// Takes tokens at these positions of the sequence out of `layers` of a block; a layer that has folded
+    /// stays as it is.
+    fn remove_tokens(&mut self, block: BlockId, layers: Range<usize>, positions: &[u32])
+    -> Result<(), Error>;
+
+    /// Lets all layers of a block go on with the sequence's position `next`, each behind its own last one.
+    fn settle_block(&mut self, block: BlockId, next: u32) -> Result<(), Error>;
 
     /// See [`Model::folded_tokens`](crate::Model::folded_tokens).
     fn folded_tokens(&self, block: BlockId) -> u32;

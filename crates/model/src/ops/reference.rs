@@ -21,7 +21,8 @@ use scorer::LayerScorer;
 
 use super::{Ops, OpsConfig, RawTensor, Reg, WeightSpec, rope};
 use crate::{
-    BlockId, Error, MemoryUse, ModelConfig, TokenScore,
+    BlockId, Error, Extras, MemoryUse, ModelConfig, TokenScore,
+    adapter::{Linear, LoraPair},
     batch::{Batch, BatchSequence},
     config::RopeStyle,
     kv_cache::{CacheGeometry, CachePlan, CacheSettings, FoldContext, Rotation, SideArrays, SlotType},
@@ -45,6 +46,15 @@ impl ReferenceWeight {
     }
 }
 
+/// A linear's second path as candle tensors in the computing type.
+#[derive(Debug, Clone)]
+pub struct ReferenceLora {
+    /// `[inputs, rank]`.
+    down: Tensor,
+    /// `[rank, outputs]`, scaled.
+    up: Tensor,
+}
+
 /// An uploaded batch.
 #[derive(Debug, Clone)]
 pub struct ReferenceStep {
@@ -61,6 +71,8 @@ pub struct ReferenceStep {
     /// Positions in their sequences `[rows]`, on the host.
     positions: Vec<u32>,
     sequences: Vec<BatchSequence>,
+    /// The layer that the angles are of.
+    first_layer: usize,
 }
 
 /// Plain candle operations. See the [module](self).
@@ -78,6 +90,7 @@ pub struct ReferenceOps {
     /// The learned method's scores of the step's rows `[rows, kv_heads, 2]`.
     row_scores: Vec<f32>,
     weight_bytes: u64,
+    extras: Extras,
 }
 
 impl ReferenceOps {
@@ -121,6 +134,7 @@ impl ReferenceOps {
             scorers: Vec::new(),
             row_scores: Vec::new(),
             weight_bytes: 0,
+            extras: Extras::default(),
         }
     }
 
@@ -234,6 +248,7 @@ impl Llama<ReferenceOps> {
 impl Ops for ReferenceOps {
     type Weight = ReferenceWeight;
     type Step = ReferenceStep;
+    type Lora = ReferenceLora;
 
     fn prepare(&mut self, spec: WeightSpec) -> Result<ReferenceWeight, Error> {
         let widen = |raw: &RawTensor| -> Result<Tensor, Error> {
@@ -255,23 +270,16 @@ impl Ops for ReferenceOps {
         batch.check(self.config.max_batch_rows, model.vocab_size, model.hidden_size)?;
         let positions = self.frame_positions(batch)?;
         if let Some(blocks) = &mut self.blocks {
-            blocks.spread_if_due(batch, &self.fold_context)?;
+            if batch.first_layer == 0 {
+                blocks.spread_if_due(batch, &self.fold_context)?;
+            }
         }
-        let (frequencies, factor) = &self.frequencies;
-        // In f64, because f32 loses whole turns at long positions.
-        let angles: Vec<f64> = positions
-            .iter()
-            .flat_map(|&position| frequencies.iter().map(move |&f| f64::from(position) * f64::from(f)))
-            .collect();
-        let shape = (batch.num_rows(), 1, frequencies.len());
-        let table = |of: fn(f64) -> f64| -> Result<Tensor, Error> {
-            let values: Vec<f64> = angles.iter().map(|&angle| of(angle) * f64::from(*factor)).collect();
-            Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
-        };
+        let [cos, sin] = self.angles(&positions)?;
         Ok(ReferenceStep {
             ids: Tensor::new(batch.ids.as_slice(), &self.device)?,
-            cos: table(f64::cos)?,
-            sin: table(f64::sin)?,
+            cos,
+            sin,
+            first_layer: batch.first_layer as usize,
             sample_rows: Tensor::new(batch.sample_rows.as_slice(), &self.device)?,
             embedded: self.upload_embeddings(batch)?,
             positions: batch.positions.clone(),
@@ -327,6 +335,45 @@ impl Ops for ReferenceOps {
         Ok(())
     }
 
+    fn prepare_lora(&mut self, pair: &LoraPair, linear: Linear) -> Result<ReferenceLora, Error> {
+        let (outputs, inputs) = linear.shape(&self.config.model);
+        let tensor = |numbers: &[f32], shape: (usize, usize)| -> Result<Tensor, Error> {
+            let tensor = Tensor::from_slice(numbers, shape, &self.device)?.t()?.contiguous()?;
+            Ok(tensor.to_dtype(at_least_f32(self.dtype))?)
+        };
+        let down = tensor(&pair.a, (pair.rank, inputs))?.to_dtype(self.dtype)?;
+        let up = (tensor(&pair.b, (outputs, pair.rank))? * f64::from(pair.scale))?.to_dtype(self.dtype)?;
+        Ok(ReferenceLora { down, up })
+    }
+
+    fn lora_bytes(lora: &ReferenceLora) -> u64 {
+        let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        (bytes(&lora.down) + bytes(&lora.up)) as u64
+    }
+
+    fn add_lora(
+        &mut self,
+        _step: &ReferenceStep,
+        rows: &[u32],
+        lora: &ReferenceLora,
+        (src, dst): (Reg, Reg),
+        offset: usize,
+    ) -> Result<(), Error> {
+        let rows = Tensor::new(rows, &self.device)?;
+        let more = self.get(src)?.index_select(&rows, 0)?.matmul(&lora.down)?.matmul(&lora.up)?;
+        let into = self.get(dst)?;
+        let behind = into.dim(1)? - offset - more.dim(1)?;
+        let more = more.pad_with_zeros(1, offset, behind)?.contiguous()?;
+        let sum = into.contiguous()?.index_add(&rows, &more, 0)?;
+        self.set(dst, sum);
+        Ok(())
+    }
+
+    fn reserve(&mut self, extras: &Extras) -> Result<(), Error> {
+        self.extras = *extras;
+        Ok(())
+    }
+
     fn head_norm(
         &mut self,
         _step: &ReferenceStep,
@@ -340,7 +387,8 @@ impl Ops for ReferenceOps {
         self.join_qkv(&Tensor::cat(&[queries, keys], 1)?, &v)
     }
 
-    fn rope(&mut self, step: &ReferenceStep) -> Result<(), Error> {
+    fn rope(&mut self, step: &ReferenceStep, layer: usize) -> Result<(), Error> {
+        let [cos, sin] = &self.angles_in(step, layer)?;
         let (rotary_dim, style) = (self.config.model.rope.rotary_dim, self.config.model.rope.style);
         let (qk, v) = self.split_qkv()?;
         let (rows, heads, head_dim) = qk.dims3()?;
@@ -355,8 +403,8 @@ impl Ops for ReferenceOps {
         let x = pairs.narrow(axis, 0, 1)?.squeeze(axis)?;
         let y = pairs.narrow(axis, 1, 1)?.squeeze(axis)?;
         let turned = [
-            (x.broadcast_mul(&step.cos)? - y.broadcast_mul(&step.sin)?)?,
-            (y.broadcast_mul(&step.cos)? + x.broadcast_mul(&step.sin)?)?,
+            (x.broadcast_mul(cos)? - y.broadcast_mul(sin)?)?,
+            (y.broadcast_mul(cos)? + x.broadcast_mul(sin)?)?,
         ];
         let rotated = Tensor::stack(&turned, axis)?.reshape((rows, heads, rotary_dim))?;
         let qk = match head_dim - rotary_dim {
@@ -387,6 +435,19 @@ impl Ops for ReferenceOps {
         let act = (gate_up.narrow(1, 0, width)?.silu()? * gate_up.narrow(1, width, width)?)?;
         self.set(Reg::Act, act);
         Ok(())
+    }
+
+    fn write_rows(&mut self, step: &ReferenceStep, rows: &[f32]) -> Result<(), Error> {
+        let shape = (step.positions.len(), self.config.model.hidden_size);
+        let rows = Tensor::from_slice(rows, shape, &self.device)?.to_dtype(self.dtype)?;
+        self.set(Reg::X, rows.zeros_like()?);
+        self.set(Reg::H, rows);
+        Ok(())
+    }
+
+    fn read_rows(&mut self, _step: &ReferenceStep, reg: Reg, out: &mut Vec<f32>) -> Result<(), Error> {
+        out.clear();
+        append_f32(self.get(reg)?, out)
     }
 
     fn logits(
@@ -477,6 +538,25 @@ impl Ops for ReferenceOps {
         self.blocks_mut()?.import(block, image, &context)
     }
 
+    fn check_held(&self, block: BlockId, positions: &[u32]) -> Result<(), Error> {
+        self.blocks()?.state(block)?.check_held(positions)
+    }
+
+    fn remove_tokens(
+        &mut self,
+        block: BlockId,
+        layers: std::ops::Range<usize>,
+        positions: &[u32],
+    ) -> Result<(), Error> {
+        let blocks = self.blocks_mut()?;
+        layers.into_iter().try_for_each(|layer| blocks.remove_tokens(block, layer, positions))
+    }
+
+    fn settle_block(&mut self, block: BlockId, next: u32) -> Result<(), Error> {
+        self.blocks_mut()?.state_mut(block)?.settle(next);
+        Ok(())
+    }
+
     fn folded_tokens(&self, block: BlockId) -> u32 {
         self.blocks().and_then(|blocks| blocks.state(block)).map_or(0, |state| state.folded_tokens())
     }
@@ -491,7 +571,8 @@ impl Ops for ReferenceOps {
         let width = 2 * model.hidden_size + model.qkv_dim() + model.q_dim() + 3 * model.intermediate_size;
         let workspace = 2 * self.config.max_batch_rows * width * self.dtype.size_in_bytes();
         let cache = if self.blocks.is_some() { self.config.cache.total_bytes() } else { 0 };
-        MemoryUse { weights: self.weight_bytes, workspace: workspace as u64, cache }
+        let held = self.extras.held_bytes(model);
+        MemoryUse { weights: self.weight_bytes, workspace: workspace as u64 + held, cache }
     }
 }
 
@@ -515,9 +596,40 @@ impl ReferenceOps {
         for sequence in &batch.sequences {
             let state = blocks.state(sequence.block)?;
             let rows = batch.positions_of(sequence).iter();
-            positions.extend(rows.map(|&position| state.frame_position(0, position)));
+            let layer = batch.first_layer as usize;
+            positions.extend(rows.map(|&position| state.frame_position(layer, position)));
         }
         Ok(positions)
+    }
+
+    /// Cosines and sines `[rows, 1, rotary_dim / 2]` of these positions.
+    fn angles(&self, positions: &[u32]) -> Result<[Tensor; 2], Error> {
+        let (frequencies, factor) = &self.frequencies;
+        // In f64, because f32 loses whole turns at long positions.
+        let angles: Vec<f64> = positions
+            .iter()
+            .flat_map(|&position| frequencies.iter().map(move |&f| f64::from(position) * f64::from(f)))
+            .collect();
+        let shape = (positions.len(), 1, frequencies.len());
+        let table = |of: fn(f64) -> f64| -> Result<Tensor, Error> {
+            let values: Vec<f64> = angles.iter().map(|&angle| of(angle) * f64::from(*factor)).collect();
+            Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
+        };
+        Ok([table(f64::cos)?, table(f64::sin)?])
+    }
+
+    /// The angles of a step's rows in `layer`: the step's own, unless some sequence's positions differ there.
+    fn angles_in(&self, step: &ReferenceStep, layer: usize) -> Result<[Tensor; 2], Error> {
+        let own = || Ok([step.cos.clone(), step.sin.clone()]);
+        let Some(blocks) = &self.blocks else { return own() };
+        let (mut positions, mut has_moved) = (Vec::with_capacity(step.positions.len()), false);
+        for sequence in &step.sequences {
+            let state = blocks.state(sequence.block)?;
+            has_moved |= state.shift(layer) != state.shift(step.first_layer);
+            let rows = &step.positions[sequence.rows.start as usize..sequence.rows.end as usize];
+            positions.extend(rows.iter().map(|&position| state.frame_position(layer, position)));
+        }
+        if has_moved { self.angles(&positions) } else { own() }
     }
 
     /// The embeddings of rows that have some.

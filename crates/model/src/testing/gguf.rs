@@ -205,7 +205,7 @@ impl GgufFile {
 }
 
 /// The geometry of [`GgufFile::tiny`].
-fn tiny_geometry() -> ModelConfig {
+pub(crate) fn tiny_geometry() -> ModelConfig {
     let config = serde_json::json!({
         "model_type": "llama", "vocab_size": 40, "hidden_size": 64, "intermediate_size": 96,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::kv_cache::{CacheMethod, Fold, FoldScratch, Rotation, SlotType};
+use crate::kv_cache::{CacheMethod, Fold, Rotation, SlotType};
 
 fn geometry(num_layers: usize, num_kv_heads: usize) -> CacheGeometry {
     CacheGeometry { num_layers, num_heads: num_kv_heads, num_kv_heads, head_dim: 1, max_position: 1 << 20 }
@@ -57,7 +57,7 @@ impl Simulated {
 
     /// As [`Self::run`], with rows at these positions.
     fn run_at(&mut self, positions: &[u32]) {
-        self.state.check_append(positions).unwrap();
+        self.state.check_append(0, positions).unwrap();
         for layer in 0..self.memory.len() {
             let mut left = positions;
             while !left.is_empty() {
@@ -135,10 +135,10 @@ fn a_full_block_refuses_the_row_too_many() {
     block.run(10);
     assert_eq!(block.kept(1, 0), (0..10).collect::<Vec<_>>());
     assert_eq!(block.state.used_slots(), 20);
-    assert!(block.state.check_append(&[10]).is_err(), "ten slots are filled");
-    assert!(block.state.check_append(&[9]).is_err(), "position 9 was seen");
+    assert!(block.state.check_append(0, &[10]).is_err(), "ten slots are filled");
+    assert!(block.state.check_append(0, &[9]).is_err(), "position 9 was seen");
     block.state.close();
-    assert!(block.state.check_append(&[0]).is_err(), "not open");
+    assert!(block.state.check_append(0, &[0]).is_err(), "not open");
     assert!(block.state.positions(0).iter().all(|&position| position == 0));
 }
 

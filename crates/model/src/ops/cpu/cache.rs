@@ -289,6 +289,24 @@ impl Cache {
         Ok(Appended { place, slots_before, rows: segment.rows })
     }
 
+    /// Takes tokens out of a layer; see [`BlockState::remove`].
+    pub(super) fn remove_tokens(
+        &mut self,
+        block: BlockId,
+        layer: usize,
+        positions: &[u32],
+    ) -> Result<(), Error> {
+        let idx = self.index(block)?;
+        let Self { memory, number, blocks, scratch, .. } = self;
+        let block = &mut blocks[idx];
+        let place = block.place(layer);
+        for to_do in block.state.remove(layer, positions, scratch) {
+            let (from, to) = (to_do.from as usize, to_do.to as usize);
+            kv::move_slot(*number, memory, place, to_do.head as usize, from, to);
+        }
+        Ok(())
+    }
+
     /// Spreads a block whose layers have budgets if it is full for the first time; see
     /// [`BlockState::is_to_be_spread`].
     pub(super) fn spread_if_due(&mut self, block: BlockId) -> Result<(), Error> {

@@ -6,6 +6,7 @@
 
 mod cache;
 mod geometry;
+mod lora;
 mod scorer;
 mod weight;
 
@@ -19,12 +20,14 @@ use locket_kernels::cpu::{
 use self::{
     cache::{Cache, NewRows},
     geometry::{REGISTERS, attention_shape, check_geometry, is_input, width_of},
+    lora::{CpuLora, LoraScratch},
     scorer::Scorer,
     weight::{Form, Input},
 };
 use super::{Ops, OpsConfig, Reg, WeightSpec, rope};
 use crate::{
-    Batch, BlockId, Error, MemoryUse,
+    Batch, BlockId, Error, Extras, MemoryUse,
+    adapter::{Linear, LoraPair},
     config::RopeStyle,
     kv_cache::{CacheSettings, most_slots},
 };
@@ -68,6 +71,8 @@ pub struct CpuOps {
     /// `[rows, rotary_dim / 2]` of the step.
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// The layer whose positions these are of.
+    angles_of: usize,
     inv_freq: Vec<f32>,
     rope_factor: f32,
     /// Rows of each sequence that a layer's attention has done.
@@ -78,6 +83,7 @@ pub struct CpuOps {
     head: Register,
     /// For products that cannot go straight to their place.
     scratch: Vec<f32>,
+    lora: LoraScratch,
     /// Whether any weight takes 16-bit activations.
     quantized: bool,
     weight_bytes: usize,
@@ -127,6 +133,7 @@ impl CpuOps {
             received: Vec::with_capacity(slots * model.num_kv_heads),
             cos: Vec::with_capacity(angles),
             sin: Vec::with_capacity(angles),
+            angles_of: 0,
             inv_freq,
             rope_factor,
             done: Vec::with_capacity(cache.num_blocks()),
@@ -134,6 +141,7 @@ impl CpuOps {
             head_residual: vec![0.0; rows * model.hidden_size],
             head: Register::new(rows, model.hidden_size, true),
             scratch: Vec::new(),
+            lora: LoraScratch::default(),
             quantized: false,
             cache,
             config,
@@ -163,7 +171,7 @@ impl CpuOps {
                 return Err(Error::InvalidBatch(format!("block {} is in the batch twice", sequence.block.0)));
             }
             let state = self.cache.state(sequence.block)?;
-            state.check_append(batch.positions_of(sequence))?;
+            state.check_append(batch.first_layer as usize, batch.positions_of(sequence))?;
         }
         Ok(())
     }
@@ -295,6 +303,38 @@ impl CpuOps {
         }
     }
 
+    /// Positions and angles of the batch's rows in `layer`.
+    fn turn_to(&mut self, layer: usize) -> Result<(), Error> {
+        self.angles_of = layer;
+        self.cos.clear();
+        self.sin.clear();
+        self.positions.clear();
+        for sequence in &self.batch.sequences {
+            let state = self.cache.state(sequence.block)?;
+            let rows = self.batch.positions_of(sequence).iter();
+            self.positions.extend(rows.map(|&position| state.frame_position(layer, position)));
+        }
+        for &position in &self.positions {
+            for &inv_freq in &self.inv_freq {
+                let (sin, cos) = (f64::from(position) * f64::from(inv_freq)).sin_cos();
+                self.cos.push((cos * f64::from(self.rope_factor)) as f32);
+                self.sin.push((sin * f64::from(self.rope_factor)) as f32);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the rows of some sequence have other positions in `layer` than those that the angles are of.
+    fn has_moved(&self, layer: usize) -> Result<bool, Error> {
+        for sequence in &self.batch.sequences {
+            let state = self.cache.state(sequence.block)?;
+            if state.shift(layer) != state.shift(self.angles_of) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn put(&mut self, reg: Reg, data: Vec<f32>, quant_is_current: bool) {
         let register = &mut self.registers[reg as usize];
         register.data = data;
@@ -334,6 +374,7 @@ impl Register {
 impl Ops for CpuOps {
     type Weight = CpuWeight;
     type Step = CpuStep;
+    type Lora = CpuLora;
 
     fn prepare(&mut self, spec: WeightSpec) -> Result<CpuWeight, Error> {
         let weight = CpuWeight::prepare(&spec)?;
@@ -351,27 +392,15 @@ impl Ops for CpuOps {
     fn upload(&mut self, batch: &Batch) -> Result<CpuStep, Error> {
         self.check(batch)?;
         for sequence in &batch.sequences {
-            self.cache.spread_if_due(sequence.block)?;
+            if batch.first_layer == 0 {
+                self.cache.spread_if_due(sequence.block)?;
+            }
         }
         for register in &mut self.registers {
             register.restore(self.config.max_batch_rows);
         }
         self.batch.clone_from(batch);
-        self.cos.clear();
-        self.sin.clear();
-        self.positions.clear();
-        for sequence in &batch.sequences {
-            let state = self.cache.state(sequence.block)?;
-            let rows = batch.positions_of(sequence).iter();
-            self.positions.extend(rows.map(|&position| state.frame_position(0, position)));
-        }
-        for &position in &self.positions {
-            for &inv_freq in &self.inv_freq {
-                let (sin, cos) = (f64::from(position) * f64::from(inv_freq)).sin_cos();
-                self.cos.push((cos * f64::from(self.rope_factor)) as f32);
-                self.sin.push((sin * f64::from(self.rope_factor)) as f32);
-            }
-        }
+        self.turn_to(batch.first_layer as usize)?;
         Ok(CpuStep { rows: batch.num_rows(), samples: batch.sample_rows.len() })
     }
 
@@ -442,6 +471,37 @@ impl Ops for CpuOps {
         result
     }
 
+    fn prepare_lora(&mut self, pair: &LoraPair, linear: Linear) -> Result<CpuLora, Error> {
+        CpuLora::pack(pair, linear.shape(&self.config.model))
+    }
+
+    fn lora_bytes(lora: &CpuLora) -> u64 {
+        lora.num_bytes()
+    }
+
+    fn add_lora(
+        &mut self,
+        _: &CpuStep,
+        rows: &[u32],
+        lora: &CpuLora,
+        (src, dst): (Reg, Reg),
+        offset: usize,
+    ) -> Result<(), Error> {
+        let [source, target] = self
+            .registers
+            .get_disjoint_mut([src as usize, dst as usize])
+            .map_err(|_| Error::Device("an adapter's source and destination are one register".into()))?;
+        let into = (target.data.as_mut_slice(), target.width, offset);
+        self.lora.add(&mut self.team, self.isa, lora, rows, &source.data, into);
+        target.quant_is_current = false;
+        Ok(())
+    }
+
+    fn reserve(&mut self, extras: &Extras) -> Result<(), Error> {
+        self.lora = LoraScratch::new(extras, &self.config.model, self.config.max_batch_rows);
+        Ok(())
+    }
+
     fn head_norm(&mut self, step: &CpuStep, q: &CpuWeight, k: &CpuWeight) -> Result<(), Error> {
         let (q, k) = (self.norm(q)?, self.norm(k)?);
         let model = &self.config.model;
@@ -453,7 +513,10 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn rope(&mut self, step: &CpuStep) -> Result<(), Error> {
+    fn rope(&mut self, step: &CpuStep, layer: usize) -> Result<(), Error> {
+        if self.has_moved(layer)? {
+            self.turn_to(layer)?;
+        }
         let model = &self.config.model;
         let rope = Rope {
             pairs: match model.rope.style {
@@ -519,6 +582,27 @@ impl Ops for CpuOps {
         Ok(())
     }
 
+    fn write_rows(&mut self, step: &CpuStep, rows: &[f32]) -> Result<(), Error> {
+        for reg in [Reg::H, Reg::X] {
+            let register = &mut self.registers[reg as usize];
+            let data = &mut register.data[..step.rows * register.width];
+            if reg == Reg::H {
+                data.copy_from_slice(rows)
+            } else {
+                data.fill(0.0)
+            }
+            register.quant_is_current = false;
+        }
+        Ok(())
+    }
+
+    fn read_rows(&mut self, step: &CpuStep, reg: Reg, out: &mut Vec<f32>) -> Result<(), Error> {
+        let register = &self.registers[reg as usize];
+        out.clear();
+        out.extend_from_slice(&register.data[..step.rows * register.width]);
+        Ok(())
+    }
+
     fn logits(
         &mut self,
         step: &CpuStep,
@@ -577,6 +661,25 @@ impl Ops for CpuOps {
         self.cache.import(block, image)
     }
 
+    fn check_held(&self, block: BlockId, positions: &[u32]) -> Result<(), Error> {
+        self.cache.state(block)?.check_held(positions)
+    }
+
+    fn remove_tokens(
+        &mut self,
+        block: BlockId,
+        layers: std::ops::Range<usize>,
+        positions: &[u32],
+    ) -> Result<(), Error> {
+        layers.into_iter().try_for_each(|layer| self.cache.remove_tokens(block, layer, positions))
+    }
+
+    fn settle_block(&mut self, block: BlockId, next: u32) -> Result<(), Error> {
+        self.cache.state(block)?;
+        self.cache.state_mut(block).settle(next);
+        Ok(())
+    }
+
     fn folded_tokens(&self, block: BlockId) -> u32 {
         self.cache.state(block).map_or(0, |state| state.folded_tokens())
     }
@@ -596,7 +699,8 @@ impl Ops for CpuOps {
         let scorer = self.scorer.as_ref().map_or(0, Scorer::num_bytes);
         MemoryUse {
             weights: self.weight_bytes as u64,
-            workspace: (registers + buffers + scorer + self.attention.num_bytes()) as u64,
+            workspace: (registers + buffers + scorer + self.attention.num_bytes() + self.lora.num_bytes())
+                as u64,
             cache: self.cache.num_bytes() as u64,
         }
     }

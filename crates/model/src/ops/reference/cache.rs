@@ -150,9 +150,23 @@ impl Blocks {
             if std::mem::replace(&mut used[id], true) {
                 return Err(Error::InvalidBatch(format!("block {id} is in the batch twice")));
             }
-            self.states[id].check_append(batch.positions_of(sequence))?;
+            self.states[id].check_append(batch.first_layer as usize, batch.positions_of(sequence))?;
         }
         Ok(())
+    }
+
+    /// Takes tokens out of a layer; see [`BlockState::remove`].
+    pub(super) fn remove_tokens(
+        &mut self,
+        block: BlockId,
+        layer: usize,
+        positions: &[u32],
+    ) -> Result<(), Error> {
+        let idx = self.index(block)?;
+        let (class, index) = self.places[idx];
+        let len = self.states[idx].len(layer);
+        let moves = self.states[idx].remove(layer, positions, &mut self.scratch);
+        self.classes[class].apply_moves(index, layer, len, &[moves])
     }
 
     /// Spreads blocks that are due; see [`BlockState::is_to_be_spread`]. The tensors have room for every
