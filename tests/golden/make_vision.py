@@ -143,7 +143,8 @@ def models():
     )
     following = LlavaNextForConditionalGeneration(config)
     randomise(following, 11)
-    following.half().float()  # what is stored
+    for parameter in following.parameters():  # what is stored; the rotary frequencies stay
+        parameter.data.copy_(parameter.data.half().float())
     state = following.state_dict()
     save_file({name: value.half().contiguous() for name, value in state.items()}, HERE / "model.safetensors")
     single = LlavaForConditionalGeneration(LlavaConfig(vision_config=CLIPVisionConfig(**VISION), **common))

