@@ -157,7 +157,7 @@ mod tests {
                 };
                 matrix[1..].iter().map(row).collect()
             };
-            let sign = |col: usize| if col % 2 == 0 { 1.0 } else { -1.0 };
+            let sign = |col: usize| if col.is_multiple_of(2) { 1.0 } else { -1.0 };
             first.iter().enumerate().map(|(col, x)| sign(col) * x * determinant(&minor(col))).sum()
         }
         let value = |at: usize| ((at * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0;

@@ -85,8 +85,8 @@ fn spaced(all: usize, count: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |at| (2 * at * all.saturating_sub(1) + steps) / (2 * steps))
 }
 
-/// The whole, shrunk image and none of its tiles, which are not even encoded; with a budget below its tokens
-/// evenly spaced ones of it.
+/// The whole, shrunk image and none of its tiles, which are not even encoded: its tokens are all that a budget
+/// is a share of. Evenly spaced ones of them with a budget below 1.
 pub(super) struct Thumbnail(pub(super) VisualSettings);
 
 impl DropMethod for Thumbnail {
@@ -95,7 +95,7 @@ impl DropMethod for Thumbnail {
     }
 
     fn planned_tokens(&self, layout: &ImageLayout) -> usize {
-        self.0.effective_budget().of(layout.tokens()).min(layout.base_tokens())
+        self.0.effective_budget().of(layout.base_tokens())
     }
 
     fn wants(&self) -> Wants<'static> {
@@ -104,7 +104,7 @@ impl DropMethod for Thumbnail {
 
     fn before_llm(&self, image: &EncodedImage) -> Result<Vec<u32>, Error> {
         let base = image.layout.base_tokens();
-        let budget = self.0.effective_budget().of(image.layout.tokens()).min(base);
+        let budget = self.0.effective_budget().of(base);
         Ok(spaced(base, budget).map(|idx| idx as u32).collect())
     }
 }
