@@ -35,6 +35,12 @@ pub enum Error {
         /// Row of the sequence.
         row: u32,
     },
+    /// The vision model refused or failed.
+    #[error(transparent)]
+    Vision(#[from] locket_vision::Error),
+    /// Whoever answers questions failed.
+    #[error("cannot answer: {0}")]
+    Decoder(String),
     /// The picture could not be drawn.
     #[error("cannot draw the picture: {0}")]
     Picture(String),

@@ -4,7 +4,7 @@
 //! [`Evaluation`] runs texts and probes through the product's own [`Model`](locket_model::Model), in
 //! the same order for every method, number of slots and slot type, and compares sample by sample. The
 //! result is a [`Report`] (JSON and tables) and a [picture]. [`mod@fingerprint`] is the small, quick
-//! sibling that guards against silent drift.
+//! sibling that guards against silent drift. [`vqa`] asks what dropping visual tokens costs.
 //!
 //! The crate stands beside the engine: it uses the model and the processor's tokenizer, and only the
 //! binary calls it. It must never know of training: nothing here is tuned to, or shared with, what
@@ -27,6 +27,7 @@ mod table;
 mod task;
 #[cfg(test)]
 mod test_model;
+pub mod vqa;
 
 pub use error::Error;
 pub use evaluation::Evaluation;

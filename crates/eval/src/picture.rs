@@ -57,6 +57,59 @@ pub fn draw(report: &Report) -> Result<String, Error> {
             [Over::Slots, Over::Bytes].map(|over| panel(&entries, &names, &title, value.as_ref(), over))
         })
         .collect();
+    draw_grid(&columns, &names)
+}
+
+/// A point of a line.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Point {
+    /// The line, by name.
+    pub series: String,
+    /// At least 1: axes are of logarithms.
+    pub x: f64,
+    pub y: f64,
+}
+
+/// Lines over one axis; a line's points are joined in the order of their x.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Chart {
+    pub title: String,
+    pub x_label: &'static str,
+    pub points: Vec<Point>,
+}
+
+/// Draws charts as an SVG document, two in a column, with one legend.
+///
+/// # Errors
+/// [`Error::Picture`] if there are none, or the drawing library's reason.
+pub(crate) fn draw_charts(charts: &[Chart]) -> Result<String, Error> {
+    let mut names: Vec<String> = Vec::new();
+    for point in charts.iter().flat_map(|chart| &chart.points) {
+        if !names.contains(&point.series) {
+            names.push(point.series.clone());
+        }
+    }
+    let panel = |chart: Option<&Chart>| {
+        let points = chart.map_or(&[][..], |chart| &chart.points);
+        let line = |(series, name): (usize, &String)| {
+            let of_line = points.iter().filter(|point| point.series == *name && point.y.is_finite());
+            let mut points: Vec<(f64, f64)> = of_line.map(|point| (point.x, point.y)).collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            Line { series, points }
+        };
+        Panel {
+            title: chart.map(|chart| chart.title.clone()).unwrap_or_default(),
+            x_label: chart.map_or("", |chart| chart.x_label),
+            lines: names.iter().enumerate().map(line).collect(),
+        }
+    };
+    let columns: Vec<[Panel; 2]> =
+        charts.chunks(2).map(|pair| [panel(pair.first()), panel(pair.get(1))]).collect();
+    draw_grid(&columns, &names)
+}
+
+/// Draws columns of panels beside a legend.
+fn draw_grid(columns: &[[Panel; 2]], names: &[String]) -> Result<String, Error> {
     if columns.is_empty() {
         return Err(Error::Picture("nothing was measured".into()));
     }
@@ -69,7 +122,7 @@ pub fn draw(report: &Report) -> Result<String, Error> {
     for (idx, area) in areas.iter().enumerate() {
         draw_panel(area, &columns[idx % columns.len()][idx / columns.len()])?;
     }
-    draw_legend(&side, &names)?;
+    draw_legend(&side, names)?;
     root.present().map_err(failed)?;
     drop((areas, panels, side, root));
     Ok(svg)
