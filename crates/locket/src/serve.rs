@@ -20,6 +20,7 @@ use crate::{
     metrics::{self, InForce},
     model_source::{self, LocalModel},
     side_car::{self, FoundSideCar},
+    telemetry,
 };
 
 /// HTTP, JSON and tokenizing need little; the model has threads of its own.
@@ -35,6 +36,7 @@ const EXIT_SIGNALLED: u8 = 130;
 /// No model, a plan that does not fit, a port that is taken; and an engine that died, so that the
 /// process ends with a code that makes its supervisor start another one.
 pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    let _tracing = telemetry::start_tracing(&config.trace)?;
     let local = model_source::locate(config)?;
     let checkpoint = Checkpoint::open(&local.path)?;
     let side_car = side_car::find(config, &checkpoint)?;

@@ -13,6 +13,7 @@ use crate::{
     generation::{GenerationFields, Thought},
     metrics::HttpMetrics,
     openai::{FinishReason, StopReason},
+    trace::SequenceTrace,
     turns::TurnRecorder,
 };
 
@@ -106,6 +107,8 @@ pub(crate) struct ChoiceText {
     recorder: Option<TurnRecorder>,
     /// Follows the thought for the metrics.
     thought: Option<ThoughtWatch>,
+    /// Makes the sequence's spans.
+    trace: Option<SequenceTrace>,
 }
 
 /// What is counted of a choice's thought.
@@ -140,12 +143,18 @@ impl ChoiceText {
             folded_tokens: 0,
             recorder: None,
             thought: None,
+            trace: None,
         }
     }
 
     /// Remembers the turn when it has ended.
     pub(crate) fn recorded_by(self, recorder: Option<TurnRecorder>) -> Self {
         Self { recorder, ..self }
+    }
+
+    /// Makes spans of what the engine says.
+    pub(crate) fn traced(self, trace: Option<SequenceTrace>) -> Self {
+        Self { trace, ..self }
     }
 
     /// The text may have a thought: stop strings count behind it, and its markers are text even where
@@ -173,6 +182,9 @@ impl ChoiceText {
         out: &mut VecDeque<ChoiceEvent>,
     ) -> bool {
         self.folded_tokens = folded_tokens;
+        if let Some(trace) = &mut self.trace {
+            trace.observe(event.as_ref(), folded_tokens);
+        }
         match event {
             Some(SequenceEvent::PromptLogprobs(scores)) => {
                 out.push_back(ChoiceEvent::Scored(scores));

@@ -17,11 +17,12 @@ use tracing::Instrument as _;
 
 use crate::{
     error::ErrorKind, generation::is_request_id, keys::Key, metrics::HttpMetrics, stall::Watched,
-    state::AppState, unread_body::UnreadBody,
+    state::AppState, trace::RequestTrace, unread_body::UnreadBody,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
+const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 const OPENAI_VERSION: HeaderName = HeaderName::from_static("openai-version");
 const LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
 const LOAD_METRICS: HeaderName = HeaderName::from_static("endpoint-load-metrics");
@@ -40,15 +41,17 @@ struct ContextShared {
     body_read: OnceLock<Instant>,
     /// If keys are asked for.
     key: OnceLock<Arc<Key>>,
+    trace: RequestTrace,
 }
 
 impl RequestContext {
-    fn new() -> Self {
+    fn new(trace: RequestTrace) -> Self {
         let shared = ContextShared {
             id: OnceLock::new(),
             arrived: Instant::now(),
             body_read: OnceLock::new(),
             key: OnceLock::new(),
+            trace,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -65,6 +68,7 @@ impl RequestContext {
         self.shared.id.get_or_init(|| {
             let id = from_client.map_or_else(new_request_id, str::to_owned);
             tracing::Span::current().record("id", id.as_str());
+            self.shared.trace.set_request_id(&id);
             id
         });
     }
@@ -85,6 +89,11 @@ impl RequestContext {
         self.shared.key.get()
     }
 
+    /// The trace that the request belongs to.
+    pub(crate) fn trace(&self) -> &RequestTrace {
+        &self.shared.trace
+    }
+
     fn processing_ms(&self) -> u64 {
         let start = self.shared.body_read.get().unwrap_or(&self.shared.arrived);
         u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
@@ -103,14 +112,23 @@ fn header_id(headers: &HeaderMap) -> Option<&str> {
 /// The outermost layer: gives the request its context and span, puts the common headers on the
 /// answer and counts it when it has been sent, or as 499 when the client went away before.
 pub(crate) async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    let context = RequestContext::new();
     let route = request
         .extensions()
         .get::<MatchedPath>()
         .map_or_else(|| "other".into(), |path| path.as_str().to_owned());
     let method = method_label(request.method());
+    // Probes and scrapes would be most of the spans.
+    let trace = match method {
+        "POST" => RequestTrace::begin(request.headers(), method, &route),
+        _ => RequestTrace::default(),
+    };
+    let context = RequestContext::new(trace.clone());
     let load_format = request.headers().get(LOAD_FORMAT).cloned();
-    let span = tracing::info_span!("request", id = tracing::field::Empty, method, route);
+    let empty = tracing::field::Empty;
+    let span = tracing::info_span!("request", id = empty, trace_id = empty, method, route);
+    if let Some(id) = trace.id() {
+        span.record("trace_id", id);
+    }
     let id = header_id(request.headers());
     // The body of a POST may name it, and is not read yet.
     if id.is_some() || method != "POST" {
@@ -119,6 +137,7 @@ pub(crate) async fn observe(State(state): State<AppState>, mut request: Request,
     let mut outcome = Outcome {
         metrics: state.metrics().clone(),
         span: span.clone(),
+        trace: trace.clone(),
         route,
         method,
         arrived: context.shared.arrived,
@@ -137,6 +156,9 @@ pub(crate) async fn observe(State(state): State<AppState>, mut request: Request,
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(context.request_id()) {
         headers.insert(REQUEST_ID, id);
+    }
+    if let Some(response) = trace.header() {
+        headers.insert(TRACE_RESPONSE, response);
     }
     headers.insert(PROCESSING_MS, HeaderValue::from(context.processing_ms()));
     headers.insert(OPENAI_VERSION, HeaderValue::from_static("2020-10-01"));
@@ -189,6 +211,7 @@ fn load_report(format: &HeaderValue, engine: &EngineHandle) -> Option<HeaderValu
 pub(crate) struct Outcome {
     metrics: HttpMetrics,
     span: tracing::Span,
+    trace: RequestTrace,
     route: String,
     method: &'static str,
     arrived: Instant,
@@ -207,6 +230,7 @@ impl Outcome {
         Self {
             metrics: HttpMetrics::register(registry).expect("an empty registry"),
             span: tracing::Span::none(),
+            trace: RequestTrace::default(),
             route: "/".into(),
             method: "POST",
             arrived: Instant::now(),
@@ -227,6 +251,7 @@ impl Drop for Outcome {
         let status = self.status.unwrap_or(CLIENT_CLOSED_REQUEST);
         let seconds = self.arrived.elapsed().as_secs_f64();
         self.metrics.count_request(&self.route, self.method, status, seconds);
+        self.trace.end(status);
         if self.method == "POST" {
             tracing::info!(parent: &self.span, status, seconds, "request ended");
         } else {
@@ -256,11 +281,11 @@ mod tests {
 
     #[test]
     fn the_first_id_stays() {
-        let context = RequestContext::new();
+        let context = RequestContext::new(RequestTrace::default());
         context.settle_id(Some("header"));
         context.settle_id(Some("body"));
         assert_eq!(context.request_id(), "header");
-        let context = RequestContext::new();
+        let context = RequestContext::new(RequestTrace::default());
         context.settle_id(None);
         let made = context.request_id();
         assert!(made.starts_with("req_") && made.len() == 36, "{made}");
@@ -275,7 +300,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber.finish(), || {
             let span = tracing::info_span!("request", id = tracing::field::Empty);
             let _entered = span.enter();
-            RequestContext::new().settle_id(Some("from-body"));
+            RequestContext::new(RequestTrace::default()).settle_id(Some("from-body"));
             tracing::info!("a line");
         });
         let mut text = String::new();

@@ -34,6 +34,7 @@ pub mod serve;
 mod stall;
 pub mod state;
 mod stream;
+mod trace;
 mod turns;
 mod unread_body;
 

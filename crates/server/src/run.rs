@@ -116,6 +116,7 @@ impl Job {
         let tokens: Arc<dyn TokenTable> = Arc::<locket_processor::Processor>::clone(state.processor());
         let mut choices = Vec::new();
         for (request, prompt) in requests.into_iter().zip(&mut prompts) {
+            let prompt_tokens = request.prompt_ids.len();
             let turn = prompt.turn.take().zip(state.turns());
             let recorder = || {
                 turn.as_ref().map(|(prefix, memory)| TurnRecorder::new(Arc::clone(memory), prefix.clone()))
@@ -124,11 +125,13 @@ impl Job {
                 .engine()
                 .submit(request)
                 .map_err(|error| ApiError::from_submit(&error, blamed_field(fields, source)))?;
-            let texts = sequences.into_iter().map(|sequence| {
+            let first = choices.len();
+            let texts = sequences.into_iter().enumerate().map(|(number, sequence)| {
                 (
                     sequence,
                     ChoiceText::new(Arc::clone(&tokens), fields)
                         .recorded_by(recorder())
+                        .traced(context.trace().sequence(first + number, prompt_tokens))
                         .thinking(thought.as_ref().map(|thought| (thought, state.metrics()))),
                 )
             });

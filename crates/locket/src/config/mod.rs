@@ -92,6 +92,8 @@ pub struct Config {
     pub snapshots: SnapshotOptions,
     /// Logging.
     pub log: LogSettings,
+    /// Where spans go.
+    pub trace: TraceSettings,
 }
 
 /// Limits of the HTTP interface.
@@ -200,6 +202,15 @@ pub struct LogSettings {
     pub filter: String,
 }
 
+/// Section `[trace]`.
+#[derive(Debug, Clone)]
+pub struct TraceSettings {
+    /// The collector's URL; `None`: no traces.
+    pub endpoint: Option<String>,
+    /// Share of the requests, 0 to 1.
+    pub share: f64,
+}
+
 impl Config {
     /// What `locket serve` would have with these flags, the other sources below them.
     ///
@@ -304,6 +315,10 @@ impl Config {
                 disk: read.integer("snapshots.disk"),
             },
             log: LogSettings { json: read.text("log.format") == "json", filter: read.text("log.filter") },
+            trace: TraceSettings {
+                endpoint: read.text_if_set("trace.endpoint"),
+                share: read.number("trace.share"),
+            },
             entries: Vec::new(),
         };
         Self { entries, ..config }

@@ -35,6 +35,8 @@ pub enum Group {
     Snapshots,
     /// Logging.
     Log,
+    /// Spans for a collector.
+    Trace,
 }
 
 impl Group {
@@ -48,6 +50,7 @@ impl Group {
             Self::Cache => "The key/value cache: what a sequence remembers",
             Self::Snapshots => "Snapshots: prompts go on where an earlier one with the same start was",
             Self::Log => "Logging",
+            Self::Trace => "Tracing: spans of requests for a collector",
         }
     }
 }

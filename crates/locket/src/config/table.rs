@@ -537,6 +537,21 @@ pub static SETTINGS: &[Setting] = &[
         Preset::Value("info"),
         "What is logged: a level (error, warn, info, debug, trace), or per module: info,locket_engine=debug.",
     ),
+    setting(
+        "trace.endpoint",
+        Group::Trace,
+        Kind::Text { what: "URL" },
+        Preset::Derived("none: no traces"),
+        "OpenTelemetry collector that spans are sent to, by OTLP over HTTP: http://collector:4318. They hold times, \
+         counts and names, never text of prompts or answers.",
+    ),
+    setting(
+        "trace.share",
+        Group::Trace,
+        Kind::Number { min: 0.0, max: 1.0, unit: "" },
+        Preset::Value("1"),
+        "Share of the requests that are traced; where a caller's traceparent says whether, that counts.",
+    ),
 ];
 
 #[cfg(test)]
