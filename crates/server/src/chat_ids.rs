@@ -1,15 +1,19 @@
 //! A conversation to prompt ids: instructions are counted, answers that the model gave itself become
 //! the tokens that it gave.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use locket_processor::{
     ChatPrompt, Error, Processor,
+    images::images,
     reasoning::{ReasoningMode, ReasoningProfile, ThoughtStart},
 };
 use serde_json::{Value, json};
 
-use crate::turns::{TurnMemory, TurnPrefix};
+use crate::{
+    turns::{TurnMemory, TurnPrefix},
+    visual::{Picture, PromptImages},
+};
 
 /// A prompt as ids, and what the cache wants to know about it.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +28,12 @@ pub(crate) struct PromptIds {
     pub(crate) turn: Option<TurnPrefix>,
     /// What the answer begins with, if the model has thoughts.
     pub(crate) thought: Option<ThoughtStart>,
+    /// Where among the ids placeholders of images stand, ascending.
+    pub(crate) placeholders: Vec<u32>,
+    /// The images that they stand for.
+    pub(crate) pictures: Vec<Arc<Picture>>,
+    /// What has been put in their place.
+    pub(crate) images: PromptImages,
 }
 
 impl From<Vec<u32>> for PromptIds {
@@ -33,6 +43,17 @@ impl From<Vec<u32>> for PromptIds {
 }
 
 impl PromptIds {
+    /// Finds the placeholders of images among the ids. Where the tokenizer has no id for them, they get
+    /// one that the model knows: rows take their place, so it is never looked up.
+    fn find_placeholders(&mut self, processor: &Processor) {
+        let Some(token) = processor.image_token() else { return };
+        let places = (0u32..).zip(&self.ids).filter(|(_, id)| **id == token.id);
+        self.placeholders = places.map(|(place, _)| place).collect();
+        if !token.is_known() {
+            self.placeholders.iter().for_each(|place| self.ids[*place as usize] = 0);
+        }
+    }
+
     /// Keeps the last `keep` tokens.
     pub(crate) fn truncate_front(&mut self, keep: usize) {
         let cut = self.ids.len().saturating_sub(keep);
@@ -62,6 +83,9 @@ pub(crate) struct ChatWishes<'a> {
 /// or else nothing is looked for.
 const MARK: char = '\u{E000}';
 
+/// Text to ids, with the tokenizer's own additions or without.
+type Encode<'a> = dyn Fn(&str, bool) -> Result<Vec<u32>, Error> + 'a;
+
 /// Renders and tokenises.
 ///
 /// # Errors
@@ -71,20 +95,26 @@ pub(crate) fn encode(
     mut chat: ChatPrompt,
     wishes: ChatWishes<'_>,
 ) -> Result<PromptIds, Error> {
+    let has_images = images(&chat.messages).next().is_some();
     processor.write_out_tools(&mut chat);
     let rendered = processor.render_chat(&chat)?;
     let mut text = rendered.clone();
     let thought = wishes.reasoning.map(|(profile, mode)| begin_answer(profile, mode, &chat, &mut text));
+    // Where there are no images, a text has no placeholders either.
+    let encode: &Encode<'_> = match has_images {
+        true => &|text, add| processor.encode_prompt(text, add),
+        false => &|text, add| processor.encode(text, add),
+    };
     let mut spliced = None;
     // Added tokens would stand in every piece.
     if let Some((memory, salt)) = wishes.turns.filter(|_| !wishes.add_special_tokens) {
         let spans = if memory.is_empty() { Vec::new() } else { answers(processor, &mut chat, &rendered) };
-        spliced = Some(splice(processor, &text, &spans, memory, salt)?);
+        spliced = Some(splice(processor, encode, &text, &spans, memory, salt)?);
     }
     let (ids, turn) = match spliced {
         Some((Some(ids), turn)) => (ids, Some(turn)),
-        Some((None, turn)) => (processor.encode(&text, false)?, Some(turn)),
-        None => (processor.encode(&text, wishes.add_special_tokens)?, None),
+        Some((None, turn)) => (encode(&text, false)?, Some(turn)),
+        None => (encode(&text, wishes.add_special_tokens)?, None),
     };
     let pinned = match wishes.most_pinned {
         0 => 0,
@@ -97,7 +127,12 @@ pub(crate) fn encode(
         None
     };
     // An answer without its header, or one that was begun, does not come back as it is.
-    Ok(PromptIds { ids, pinned, snapshot_at, turn: turn.filter(|_| has_header), thought })
+    let turn = turn.filter(|_| has_header);
+    let mut prompt = PromptIds { ids, pinned, snapshot_at, turn, thought, ..PromptIds::default() };
+    if has_images {
+        prompt.find_placeholders(processor);
+    }
+    Ok(prompt)
 }
 
 /// Makes the end of the prompt say whether to think, and says what the answer begins with. A message
@@ -182,6 +217,7 @@ fn find_marks<'a>(
 /// and the prefix that the whole is.
 fn splice(
     processor: &Processor,
+    encode: &Encode<'_>,
     text: &str,
     spans: &[Range<usize>],
     memory: &TurnMemory,
@@ -196,7 +232,7 @@ fn splice(
         hashed = span.start;
         if let Some(turn) = memory.find(&prefix, &text[span.clone()]) {
             // Encoded by itself, as it was when the turn was generated after it.
-            ids.extend(processor.encode(&text[encoded..span.start], false)?);
+            ids.extend(encode(&text[encoded..span.start], false)?);
             ids.extend_from_slice(&turn);
             prefix.push_turn(&turn);
             (encoded, hashed) = (span.end, span.end);
@@ -206,7 +242,7 @@ fn splice(
     if encoded == 0 {
         return Ok((None, prefix));
     }
-    ids.extend(processor.encode(&text[encoded..], false)?);
+    ids.extend(encode(&text[encoded..], false)?);
     // A tokenizer that adds to each text that it gets (a space, say) cannot take them piece by piece.
     if processor.decode(&ids, false) == text {
         return Ok((Some(ids), prefix));

@@ -5,7 +5,7 @@ mod cache_bounds;
 
 use std::{path::PathBuf, time::Duration};
 
-use locket_engine::Pooling;
+use locket_engine::{AdapterId, Pooling};
 use locket_model::load::GenerationDefaults;
 use locket_processor::{
     reasoning::{ReasoningMode, ReasoningSettings},
@@ -14,7 +14,7 @@ use locket_processor::{
 
 pub use cache_bounds::CacheBounds;
 
-use crate::{keys::KeyDigest, media::ImageSettings};
+use crate::{adapters::NamedAdapter, keys::KeyDigest, media::ImageSettings, visual::VisualConfig};
 
 /// Settings of the server.
 #[derive(Debug, Clone)]
@@ -51,6 +51,16 @@ pub struct ServerConfig {
     pub connections: ConnectionLimits,
     /// What images may be, and where they may be fetched from.
     pub images: ImageSettings,
+    /// What becomes of images in the decoder, for a model that sees.
+    pub visual: VisualConfig,
+    /// Adapters that clients may ask for by name.
+    pub adapters: Vec<NamedAdapter>,
+    /// Folder from which callers may load more; `None`: they may not.
+    pub adapter_dir: Option<PathBuf>,
+    /// Most adapters with names at once.
+    pub max_adapters: usize,
+    /// The adapter that conversations with images go through, if their model is not one.
+    pub visual_adapter: Option<AdapterId>,
     /// Silence after which a stream sends a comment line.
     pub keep_alive: Duration,
     /// How long running requests may go on after the shutdown signal.
@@ -157,6 +167,11 @@ impl Default for ServerConfig {
             tls: None,
             connections: ConnectionLimits::default(),
             images: ImageSettings::default(),
+            visual: VisualConfig::default(),
+            adapters: Vec::new(),
+            adapter_dir: None,
+            max_adapters: 8,
+            visual_adapter: None,
             keep_alive: Duration::from_secs(15),
             drain_timeout: Duration::from_secs(30),
             tool_calls: ToolCallFormat::Auto,
@@ -259,6 +274,7 @@ impl ServerConfig {
         if self.connections.max_connections == 0 {
             return fail("connections.max_connections", "must be at least 1");
         }
+        self.visual.check()?;
         self.cache.check()
     }
 }

@@ -13,7 +13,10 @@ use crate::{
 };
 
 use responses::RESPONSES;
-use rows::{CHAT, COMPLETIONS, DETOKENIZE, EMBEDDINGS, GENERATION, TOKENIZE};
+use rows::{
+    CHAT, COMPLETIONS, DETOKENIZE, EMBEDDINGS, GENERATION, LOAD_ADAPTER, TOKENIZE, UNLOAD_ADAPTER,
+    VISUAL_TOKENS,
+};
 
 /// What becomes of a known field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +87,12 @@ pub(crate) enum Route {
     Tokenize,
     /// `/detokenize`
     Detokenize,
+    /// `/visual_tokens`
+    VisualTokens,
+    /// `/v1/load_lora_adapter`
+    LoadAdapter,
+    /// `/v1/unload_lora_adapter`
+    UnloadAdapter,
 }
 
 impl Route {
@@ -95,6 +104,9 @@ impl Route {
             Self::Embeddings => &[EMBEDDINGS],
             Self::Tokenize => &[TOKENIZE],
             Self::Detokenize => &[DETOKENIZE],
+            Self::VisualTokens => &[VISUAL_TOKENS],
+            Self::LoadAdapter => &[LOAD_ADAPTER],
+            Self::UnloadAdapter => &[UNLOAD_ADAPTER],
         }
     }
 
@@ -106,11 +118,13 @@ impl Route {
     /// Fields without which there is no request.
     fn required(self) -> &'static [&'static str] {
         match self {
-            Self::Chat => &["messages"],
+            Self::Chat | Self::VisualTokens => &["messages"],
             Self::Completions => &["prompt"],
             Self::Responses | Self::Embeddings => &["input"],
             Self::Tokenize => &[],
             Self::Detokenize => &["tokens"],
+            Self::LoadAdapter => &["lora_name", "lora_path"],
+            Self::UnloadAdapter => &["lora_name"],
         }
     }
 
@@ -179,7 +193,7 @@ mod tests {
     /// docs/api.md lists exactly the known fields, in the same order, with the same words.
     #[test]
     fn the_documentation_lists_every_field() {
-        let sections: [(&str, &[Row]); 7] = [
+        let sections: [(&str, &[Row]); 10] = [
             ("Fields of chat only", CHAT),
             ("Fields of completions only", COMPLETIONS),
             ("Fields of chat and completions", GENERATION),
@@ -187,6 +201,9 @@ mod tests {
             ("Fields of `/v1/embeddings`", EMBEDDINGS),
             ("Fields of `/tokenize`", TOKENIZE),
             ("Fields of `/detokenize`", DETOKENIZE),
+            ("Fields of `/visual_tokens`", VISUAL_TOKENS),
+            ("Fields of `/v1/load_lora_adapter`", LOAD_ADAPTER),
+            ("Fields of `/v1/unload_lora_adapter`", UNLOAD_ADAPTER),
         ];
         for (heading, rows) in sections {
             let line = |row: &Row| format!("| `{}` | {} | {} |", row.name, row.treatment.word(), row.about);
@@ -209,6 +226,9 @@ mod tests {
             Route::Embeddings,
             Route::Tokenize,
             Route::Detokenize,
+            Route::VisualTokens,
+            Route::LoadAdapter,
+            Route::UnloadAdapter,
         ] {
             let names: Vec<_> = route.rows().map(|row| row.name).collect();
             let unique: std::collections::HashSet<_> = names.iter().collect();

@@ -6,6 +6,7 @@
 
 #![deny(missing_docs)]
 
+pub mod adapters;
 mod blocking;
 mod chat_ids;
 mod choice;
@@ -37,6 +38,7 @@ mod stream;
 mod trace;
 mod turns;
 mod unread_body;
+pub mod visual;
 
 use std::time::Duration;
 
@@ -59,7 +61,7 @@ pub use error::{ApiError, ErrorKind, ErrorRow};
 pub use serve::serve;
 pub use state::{AppState, SetupError};
 
-use routes::{chat, completions, embeddings, fallback, health, models, responses, tokenize};
+use routes::{chat, completions, embeddings, fallback, health, models, responses, tokenize, visual_tokens};
 
 /// All routes and layers. A trailing slash is the same route.
 pub fn router(state: AppState) -> Router {
@@ -71,12 +73,16 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/responses/{id}", get(responses::not_stored).delete(responses::not_stored))
         .route("/v1/responses/{id}/cancel", post(responses::not_stored))
         .route("/v1/responses/{id}/input_items", get(responses::not_stored))
+        .route("/v1/load_lora_adapter", post(routes::adapters::load))
+        .route("/v1/unload_lora_adapter", post(routes::adapters::unload))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::show))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/v1/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/v1/detokenize", post(tokenize::detokenize))
+        .route("/visual_tokens", post(visual_tokens::create))
+        .route("/v1/visual_tokens", post(visual_tokens::create))
         .route("/health", get(health::health))
         .route("/health/live", get(health::health))
         .route("/ping", get(health::health))

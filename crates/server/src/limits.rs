@@ -138,9 +138,8 @@ pub(crate) async fn admit(
 /// Whether the key may use the model that the body names, or the one that is used without a name.
 /// A name that is not served is left to the route, which says so.
 fn check_model(state: &AppState, key: &Key, body: &Value) -> Result<(), ApiError> {
-    let served = &state.bounds().served_model_names;
     let name = match body.get("model") {
-        Some(Value::String(name)) if served.contains(name) => name,
+        Some(Value::String(name)) if state.bounds().serves(name) => name,
         None | Some(Value::Null) => &state.bounds().primary_model(),
         Some(_) => return Ok(()),
     };

@@ -5,6 +5,8 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::visual::{VisualReport, VisualReports};
+
 /// What a stream's chunks and an answer have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Stamp {
@@ -29,7 +31,7 @@ pub(crate) fn new_item_id(prefix: &str) -> String {
 }
 
 /// Token counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub(crate) struct Usage {
     pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
@@ -40,7 +42,7 @@ pub(crate) struct Usage {
 }
 
 /// What became of the tokens in the cache: our extension.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub(crate) struct LocketUsage {
     /// Nothing was folded: every token was computed with exact attention.
     pub(crate) exact: bool,
@@ -51,13 +53,21 @@ pub(crate) struct LocketUsage {
     /// Slots that survive a fold; absent for `full`, which never folds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) slots: Option<u32>,
+    /// What became of each image; present if asked for by `locket.visual.report`, at the end only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<VisualReport>>)]
+    pub(crate) visual: Option<VisualReports>,
 }
 
 /// Parts of the prompt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct PromptDetails {
     pub(crate) cached_tokens: u64,
+    /// Visual tokens of images, before any was dropped.
     pub(crate) image_tokens: u64,
+    /// Those that went into the decoder; absent without images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) image_tokens_kept: Option<u64>,
 }
 
 /// Parts of the answer.
@@ -78,7 +88,7 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptDetails { cached_tokens, image_tokens: 0 },
+            prompt_tokens_details: PromptDetails { cached_tokens, ..PromptDetails::default() },
             completion_tokens_details: CompletionDetails::default(),
             locket,
         }
@@ -344,6 +354,28 @@ pub(crate) struct ModelCard<'a> {
 pub(crate) struct ModelExtension<'a> {
     pub(crate) kv_cache: CacheCard<'a>,
     pub(crate) require_exact: bool,
+    /// Absent for a model that takes text only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) visual: Option<VisualCard>,
+}
+
+/// Defaults and limits of images and of `locket.visual`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct VisualCard {
+    pub(crate) method: &'static str,
+    /// Methods that requests may name.
+    pub(crate) methods: Vec<&'static str>,
+    /// Share of an image's tokens up to 1, or a number of them above 1, with `detail` `auto`.
+    pub(crate) budget: f64,
+    /// With `low`, which is one tile of the whole image.
+    pub(crate) low_budget: f64,
+    /// With `high` and `original`.
+    pub(crate) high_budget: f64,
+    /// Largest share that requests may ask for.
+    pub(crate) max_budget: f64,
+    pub(crate) max_images: u32,
+    /// The most tokens that an image can have.
+    pub(crate) max_tokens: usize,
 }
 
 /// Defaults and limits of `locket.kv_cache`.

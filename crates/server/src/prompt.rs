@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use locket_processor::{
     ChatPrompt, Error as ProcessorError, Processor,
+    images::images,
     reasoning::{ReasoningMode, ReasoningProfile},
 };
 use serde_json::Value;
@@ -14,6 +15,7 @@ use crate::{
     error::{ApiError, ErrorKind, clip},
     generation::{GenerationFields, PromptSource},
     state::AppState,
+    visual::Picture,
 };
 
 /// Texts up to this many bytes are tokenised at once: a fraction of a millisecond.
@@ -86,7 +88,8 @@ impl ChatNeeds {
     }
 }
 
-/// Renders a conversation, which came in the field `source`, and tokenises it.
+/// Renders a conversation, which came in the field `source`, and tokenises it. `pictures` are the images
+/// that its messages name by their index.
 ///
 /// # Errors
 /// 400 if the template refuses the messages, the model has none, or the prompt is too long.
@@ -95,12 +98,16 @@ pub(crate) async fn encode_chat(
     source: PromptSource,
     chat: ChatPrompt,
     needs: ChatNeeds,
+    pictures: &[Arc<Picture>],
 ) -> Result<PromptIds, ApiError> {
+    let indices = images(&chat.messages).filter_map(|image| image["index"].as_u64());
+    let pictures: Vec<Arc<Picture>> =
+        indices.filter_map(|index| pictures.get(usize::try_from(index).ok()?).cloned()).collect();
     let documents = chat.documents.iter().chain(&chat.tools).flatten();
     let bytes = chat.messages.iter().chain(documents).chain(chat.kwargs.values()).map(text_bytes).sum();
     let turns = state.turns().cloned();
     let param = source.param();
-    let prompt = run(state, param, bytes, move |processor| {
+    let mut prompt = run(state, param, bytes, move |processor| {
         let wishes = ChatWishes {
             turns: turns.as_deref().map(|turns| (turns, needs.salt.as_slice())),
             most_pinned: needs.most_pinned,
@@ -111,6 +118,12 @@ pub(crate) async fn encode_chat(
         chat_ids::encode(processor, chat, wishes)
     })
     .await?;
+    if prompt.placeholders.len() != pictures.len() {
+        let (printed, sent) = (prompt.placeholders.len(), pictures.len());
+        let message = format!("`{param}` has {sent} images, but the chat template prints {printed}.");
+        return Err(ApiError::field(ErrorKind::InvalidValue, param, message));
+    }
+    prompt.pictures = pictures;
     if prompt.ids.is_empty() {
         let message = format!("`{param}` renders to an empty prompt.");
         return Err(ApiError::field(ErrorKind::InvalidValue, param, message));

@@ -7,7 +7,7 @@ use axum::{
     response::Response,
 };
 use futures_util::StreamExt as _;
-use locket_engine::{GenerationRequest, PromptLogprobs};
+use locket_engine::{AdapterId, GenerationRequest, PromptLogprobs};
 
 use crate::{
     chat_ids::PromptIds,
@@ -109,10 +109,12 @@ impl Job {
         let thought = thought(state, fields, &prompts, &requests)?;
         let thinking = thought.as_ref().and_then(|thought| thought.plan.clone());
         let steering = steering_plan(state, fields, thinking).await?;
-        for request in &mut requests {
+        for (request, prompt) in requests.iter_mut().zip(&prompts) {
             request.steering.clone_from(&steering);
+            request.adapter = adapter(state, fields, prompt);
         }
-        let reservation = reserve_tokens(state, context, &requests)?;
+        let dropped = prompts.iter().map(|prompt| prompt.images.tokens - prompt.images.kept).sum();
+        let reservation = reserve_tokens(state, context, &requests, dropped)?;
         let tokens: Arc<dyn TokenTable> = Arc::<locket_processor::Processor>::clone(state.processor());
         let mut choices = Vec::new();
         for (request, prompt) in requests.into_iter().zip(&mut prompts) {
@@ -137,10 +139,14 @@ impl Job {
             });
             choices.extend(texts);
         }
-        let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|prompt| prompt.ids).collect();
-        let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-        let counter = UsageCounter::new(&lengths, fields.choices(), fields.cache(&state.bounds().cache))
+        let lengths: Vec<usize> = prompts.iter().map(PromptIds::counted_tokens).collect();
+        let mut counter = UsageCounter::new(&lengths, fields.choices(), fields.cache(&state.bounds().cache))
             .settling(reservation);
+        // Only conversations have images, and they are alone.
+        if let [prompt] = prompts.as_slice() {
+            counter = counter.with_images(&prompt.images);
+        }
+        let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|prompt| prompt.ids).collect();
         Ok(Self { prompts, choices: choice::interleave(choices), counter, thought })
     }
 
@@ -178,8 +184,16 @@ impl Job {
             open.into_iter().map(OpenChoice::close).collect::<Option<Vec<_>>>().ok_or_else(|| {
                 ApiError::internal(&format!("{}: a choice without an end", state.bounds().primary_model()))
             })?;
-        Ok(Done { prompts: self.prompts, choices, usage: self.counter.usage() })
+        Ok(Done { prompts: self.prompts, choices, usage: self.counter.final_usage() })
     }
+}
+
+/// What a prompt goes through: the adapter that its model's name is, else the one for images if it has any.
+fn adapter(state: &AppState, fields: &GenerationFields, prompt: &PromptIds) -> Option<AdapterId> {
+    let named = fields.model.as_ref().and_then(|name| state.bounds().adapters.find(name));
+    let has_images = !prompt.images.spans.is_empty();
+    let visual = || state.config().visual_adapter.filter(|_| has_images);
+    named.map(|adapter| adapter.id).or_else(visual)
 }
 
 /// Most log-probabilities of prompts, alternatives included, that one answer may have, and one stream,
@@ -229,17 +243,19 @@ fn thought(
     fields.wanted.reasoning.thought(state.reasoning(), state.processor(), parts)
 }
 
-/// Takes prompts and longest answers from the budget of the request's key.
+/// Takes prompts and longest answers from the budget of the request's key; `dropped` visual tokens, which
+/// are no rows, count too.
 pub(crate) fn reserve_tokens(
     state: &AppState,
     context: &RequestContext,
     requests: &[GenerationRequest],
+    dropped: u64,
 ) -> Result<Option<TokenReservation>, ApiError> {
     let Some(key) = context.key() else { return Ok(None) };
     let most = |request: &GenerationRequest| {
         request.prompt_ids.len() as u64 + u64::from(request.n) * u64::from(request.max_tokens)
     };
-    let reserved = TokenReservation::take(&key.limits, requests.iter().map(most).sum());
+    let reserved = TokenReservation::take(&key.limits, dropped + requests.iter().map(most).sum::<u64>());
     reserved.map(Some).map_err(|exceeded| {
         state.metrics().count_limited(&key.entry.name, exceeded.limit);
         exceeded.into_error()

@@ -49,6 +49,10 @@ pub(crate) enum Schema {
     Closed(&'static [Property]),
     /// Keys are data: at most so many of them.
     Map(Keys, &'static Schema, usize),
+    /// A dropping method that the operator allows.
+    VisualMethod,
+    /// This, if the model sees; else nothing but `null`.
+    IfItSees(&'static Schema),
     /// Any of these.
     AnyOf(&'static [Schema]),
     /// A schema with a name of its own in the document.
@@ -158,7 +162,12 @@ impl<'b> Renderer<'b> {
             Schema::AnyText => json!({"type": "string"}),
             Schema::Pattern(pattern, max) => json!({"type": "string", "pattern": pattern, "maxLength": max}),
             Schema::OneOf(names) => json!({"type": "string", "enum": names}),
-            Schema::ServedModel => json!({"type": "string", "enum": self.bounds.served_model_names}),
+            Schema::ServedModel => {
+                let adapters = self.bounds.adapters.all().into_iter().map(|adapter| adapter.name);
+                let names: Vec<String> =
+                    self.bounds.served_model_names.iter().cloned().chain(adapters).collect();
+                json!({"type": "string", "enum": names})
+            }
             Schema::CacheMethod => {
                 let names: Vec<_> = self.bounds.cache.allowed.iter().map(|method| method.name()).collect();
                 json!({"type": "string", "enum": names})
@@ -180,8 +189,17 @@ impl<'b> Renderer<'b> {
                 json!({"type": "object", "propertyNames": keys, "additionalProperties": values,
                        "maxProperties": max})
             }
+            Schema::VisualMethod => {
+                let methods = self.bounds.visual.iter().flat_map(|visual| &visual.methods);
+                json!({"type": "string", "enum": methods.map(|method| method.name()).collect::<Vec<_>>()})
+            }
+            Schema::IfItSees(schema) if self.bounds.visual.is_some() => self.render(*schema),
+            Schema::IfItSees(_) => self.render(Schema::Absent),
             Schema::AnyOf(schemas) => {
-                let variants: Vec<_> = schemas.iter().map(|schema| self.render(*schema)).collect();
+                let sees = self.bounds.visual.is_some();
+                let is_there = |schema: &&Schema| sees || !matches!(schema, Schema::IfItSees(_));
+                let variants: Vec<_> =
+                    schemas.iter().filter(is_there).map(|schema| self.render(*schema)).collect();
                 json!({ "anyOf": variants })
             }
             Schema::Named(name, schema) => {

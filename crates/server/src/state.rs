@@ -13,18 +13,22 @@ use std::{
 use axum::body::Bytes;
 use locket_engine::{EngineHandle, EngineStatus};
 use locket_processor::{Processor, tools::ToolFormat};
+use locket_vision::VisionModel;
 use prometheus::Registry;
 
 use crate::{
+    adapters::{Adapters, NamedAdapter},
     config::{ConfigError, ServerConfig, ToolCallFormat},
-    generation::{Bounds, CacheChoice, GenerationFields, GrammarMemory, Reasoning},
+    generation::{Bounds, GenerationFields, GrammarMemory, Reasoning},
     keys::{ApiKeys, KeysError},
     limits::Permits,
+    media::FetcherError,
     metrics::HttpMetrics,
     openai::Stamp,
     openapi,
     serve::{Tls, TlsError},
     turns::TurnMemory,
+    visual::Sight,
 };
 
 /// Why the server cannot be set up.
@@ -42,6 +46,20 @@ pub enum SetupError {
     /// Certificate or key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The client that fetches images cannot be set up.
+    #[error(transparent)]
+    Fetcher(#[from] FetcherError),
+    /// No threads for images.
+    #[error("threads for images: {0}")]
+    TowerThreads(std::io::Error),
+    /// The vision model's tokens are not as wide as the decoder's.
+    #[error("the vision model makes tokens of {vision} numbers, but the model has {model}")]
+    Width {
+        /// Width of visual tokens.
+        vision: usize,
+        /// Width of the decoder.
+        model: usize,
+    },
     /// The file of remembered turns cannot be used.
     #[error("turn file {}: {source}", path.display())]
     Turns {
@@ -71,6 +89,7 @@ struct Shared {
     turns: Option<Arc<TurnMemory>>,
     grammars: GrammarMemory,
     reasoning: Reasoning,
+    sight: Option<Sight>,
     is_draining: AtomicBool,
     created: u64,
     /// `/openapi.json` without and with the need of a key, made when it is first asked for.
@@ -89,14 +108,40 @@ impl AppState {
         processor: Arc<Processor>,
         registry: Registry,
     ) -> Result<Self, SetupError> {
+        Self::seeing(config, engine, processor, registry, None)
+    }
+
+    /// The same with a vision model; the processor must see images too
+    /// ([`Processor::see_images`]).
+    ///
+    /// # Errors
+    /// As [`Self::new`]; a vision model that does not fit the decoder, and no threads for it.
+    pub fn seeing(
+        config: ServerConfig,
+        engine: EngineHandle,
+        processor: Arc<Processor>,
+        registry: Registry,
+        vision: Option<Arc<VisionModel>>,
+    ) -> Result<Self, SetupError> {
         config.check()?;
+        let sight = vision.map(|vision| {
+            let decoder = &engine.facts().model;
+            let (own, model) = (vision.geometry().hidden_size, decoder.hidden_size);
+            if own != model {
+                return Err(SetupError::Width { vision: own, model });
+            }
+            Sight::new(vision, decoder.num_layers, &config, &registry)
+        });
+        let sight = sight.transpose()?;
         let bounds = Bounds {
             served_model_names: config.served_model_names.clone(),
+            adapters: Adapters::new(config.adapters.clone()),
             vocab_size: u32::try_from(processor.vocab_size()).unwrap_or(u32::MAX),
             max_model_len: config.max_model_len,
             max_n: config.max_n,
             images: config.images.clone(),
             cache: config.cache.clone(),
+            visual: sight.is_some().then(|| config.visual.clone()),
         };
         let metrics = HttpMetrics::register(&registry)?;
         let keys = ApiKeys::open(&config.api_keys, config.api_key_file.as_deref())?;
@@ -127,6 +172,7 @@ impl AppState {
                 turns,
                 grammars: GrammarMemory::new(),
                 reasoning,
+                sight,
                 is_draining: AtomicBool::new(false),
                 created: unix_seconds(),
                 documents: Default::default(),
@@ -218,6 +264,11 @@ impl AppState {
         &self.shared.reasoning
     }
 
+    /// The eyes of a model that sees.
+    pub(crate) fn sight(&self) -> Option<&Sight> {
+        self.shared.sight.as_ref()
+    }
+
     /// Generated turns, if they are remembered.
     pub(crate) fn turns(&self) -> Option<&Arc<TurnMemory>> {
         self.shared.turns.as_ref()
@@ -258,14 +309,19 @@ impl AppState {
             id,
             created: unix_seconds(),
             model: fields.model.clone().unwrap_or_else(|| self.bounds().primary_model()),
-            system_fingerprint: self.fingerprint(fields.cache(&self.bounds().cache)),
+            system_fingerprint: self.fingerprint(fields),
         }
     }
 
     /// `system_fingerprint` of a request: changes when the text for a fixed seed could change.
-    pub(crate) fn fingerprint(&self, cache: CacheChoice) -> String {
+    pub(crate) fn fingerprint(&self, fields: &GenerationFields) -> String {
         let config = &self.shared.config;
-        let parts = format!("{}|{}|{}", config.fingerprint, config.version, cache.describe(&config.cache));
+        let cache = fields.cache(&self.bounds().cache).describe(&config.cache);
+        let mut parts = format!("{}|{}|{cache}", config.fingerprint, config.version);
+        let adapter = fields.model.as_ref().and_then(|name| self.bounds().adapters.find(name));
+        if let Some(NamedAdapter { id, .. }) = adapter {
+            parts.push_str(&format!("|{}", id.0));
+        }
         format!("fp_{:016x}", fnv1a(parts.as_bytes()))
     }
 }

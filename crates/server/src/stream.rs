@@ -21,6 +21,7 @@ use crate::{
     limits::Permit,
     metrics::HttpMetrics,
     openai::{LocketUsage, Usage},
+    visual::{PromptImages, VisualReports},
 };
 
 /// Bytes of events that are ready to be sent.
@@ -81,6 +82,14 @@ pub(crate) trait Chunks: Send + 'static {
     }
 }
 
+/// The images of a request's prompt.
+#[derive(Debug)]
+struct ImageUsage {
+    tokens: u64,
+    kept: u64,
+    reports: Option<VisualReports>,
+}
+
 /// Counts tokens over all choices of a request.
 #[derive(Debug)]
 pub(crate) struct UsageCounter {
@@ -94,6 +103,7 @@ pub(crate) struct UsageCounter {
     /// The most of any choice.
     folded_tokens: u64,
     cache: CacheChoice,
+    images: Option<ImageUsage>,
     /// Of the key's budget; settled when the request ends, however it does.
     reservation: Option<TokenReservation>,
 }
@@ -121,8 +131,17 @@ impl UsageCounter {
             completion_tokens: vec![0; choices],
             folded_tokens: 0,
             cache,
+            images: None,
             reservation: None,
         }
+    }
+
+    /// Tells of the images of a conversation too.
+    pub(crate) fn with_images(mut self, images: &PromptImages) -> Self {
+        let PromptImages { tokens, kept, reports, .. } = images;
+        let usage = ImageUsage { tokens: *tokens, kept: *kept, reports: reports.clone() };
+        self.images = (usage.tokens > 0).then_some(usage);
+        self
     }
 
     /// Settles what the request holds of its key's budget when it ends.
@@ -164,8 +183,21 @@ impl UsageCounter {
             folded_tokens: self.folded_tokens,
             method: self.cache.method.name(),
             slots: self.cache.folds().then_some(self.cache.slots),
+            visual: None,
         };
-        Usage::new(prompt_tokens, completion_tokens, self.cached_tokens.iter().sum(), locket)
+        let mut usage = Usage::new(prompt_tokens, completion_tokens, self.cached_tokens.iter().sum(), locket);
+        if let Some(images) = &self.images {
+            usage.prompt_tokens_details.image_tokens = images.tokens;
+            usage.prompt_tokens_details.image_tokens_kept = Some(images.kept);
+        }
+        usage
+    }
+
+    /// Totals at the end, with what became of the images.
+    pub(crate) fn final_usage(&self) -> Usage {
+        let mut usage = self.usage();
+        usage.locket.visual = self.images.as_ref().and_then(|images| images.reports.clone());
+        usage
     }
 }
 
@@ -267,9 +299,9 @@ impl<C: Chunks> Streaming<C> {
     }
 
     fn end(&mut self) {
-        let usage = self.counter.usage();
+        let usage = self.counter.final_usage();
         if self.options.include_usage {
-            self.chunks.usage(usage, &mut self.frames);
+            self.chunks.usage(usage.clone(), &mut self.frames);
         }
         self.chunks.ended(usage, &mut self.frames);
         self.has_ended = true;
@@ -390,7 +422,8 @@ mod tests {
             }),
         );
         let usage = counter.usage();
-        let locket = LocketUsage { exact: false, folded_tokens: 9, method: "full", slots: None };
+        let locket =
+            LocketUsage { exact: false, folded_tokens: 9, method: "full", slots: None, visual: None };
         assert_eq!(usage, Usage::new(15, 10, 6, locket));
     }
 
@@ -416,6 +449,6 @@ mod tests {
         assert_eq!(usage_key(StreamOptions::default(), None), None);
         assert_eq!(usage_key(on, None), Some(None));
         let usage = counter(&[1], 1).usage();
-        assert_eq!(usage_key(StreamOptions::default(), Some(usage)), Some(Some(usage)));
+        assert_eq!(usage_key(StreamOptions::default(), Some(usage.clone())), Some(Some(usage)));
     }
 }

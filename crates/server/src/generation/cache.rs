@@ -2,10 +2,12 @@
 
 use locket_model::kv_cache::{CacheMethod, CacheSettings};
 
+use super::Bounds;
 use crate::{
     config::CacheBounds,
     error::{ApiError, ErrorKind, clip},
     fields::Field,
+    visual::VisualFields,
 };
 
 /// Cache method and size of one request, within the operator's limits. `None`: the operator's or
@@ -189,19 +191,26 @@ pub(crate) struct LocketFields {
     pub(crate) require_exact: Option<bool>,
     /// `cache_salt`
     pub(crate) cache_salt: Option<String>,
+    /// `visual`
+    pub(crate) visual: Option<VisualFields>,
 }
 
 impl LocketFields {
-    /// Reads `{"kv_cache": {…}, "require_exact": …, "cache_salt": …}`. Unknown keys are errors: this
+    /// Reads `{"kv_cache": {…}, "require_exact": …, "cache_salt": …, "visual": {…}}`. Unknown keys are errors: this
     /// object is ours, so a key that we do not know is a typing mistake.
-    pub(crate) fn read(field: &Field<'_, '_>, bounds: &CacheBounds) -> Result<Self, ApiError> {
+    pub(crate) fn read(field: &Field<'_, '_>, bounds: &Bounds) -> Result<Self, ApiError> {
         let mut fields = Self::default();
         field.entries(|name, inner| {
             match name {
-                "kv_cache" => fields.cache = Some(CacheChoice::read(&inner, bounds)?),
+                "kv_cache" => fields.cache = Some(CacheChoice::read(&inner, &bounds.cache)?),
+                "visual" => {
+                    let visual = bounds.visual.as_ref();
+                    let visual = visual.ok_or_else(|| inner.unsupported("this model takes text only"))?;
+                    fields.visual = Some(VisualFields::read(&inner, visual)?);
+                }
                 "require_exact" => fields.require_exact = Some(inner.boolean()?),
                 "cache_salt" => fields.cache_salt = Some(read_salt(&inner)?),
-                _ => return Err(unknown_key(&inner, "kv_cache, require_exact, cache_salt")),
+                _ => return Err(unknown_key(&inner, "kv_cache, require_exact, cache_salt, visual")),
             }
             Ok(())
         })?;
@@ -242,8 +251,9 @@ mod tests {
     fn read(value: Value) -> Result<LocketFields, ApiError> {
         let body = json!({ "locket": value });
         let mut fields = LocketFields::default();
+        let bounds = Bounds { cache: bounds(), ..crate::generation::test_bounds() };
         Field::root(&body).entries(|_, field| {
-            fields = LocketFields::read(&field, &bounds())?;
+            fields = LocketFields::read(&field, &bounds)?;
             Ok(())
         })?;
         Ok(fields)
@@ -277,6 +287,7 @@ mod tests {
             (json!({"require_exact": 1}), InvalidType, "locket.require_exact"),
             (json!({"cache_salt": ""}), EmptyString, "locket.cache_salt"),
             (json!({"kv_cache": {"x": 1}}), InvalidValue, "locket.kv_cache.x"),
+            (json!({"visual": {}}), UnsupportedParameter, "locket.visual"),
             (json!({"kv_cache": {"method": "h3"}}), InvalidValue, "locket.kv_cache.method"),
             (json!({"kv_cache": {"method": "tova"}}), UnsupportedValue, "locket.kv_cache.method"),
             (json!({"kv_cache": {"slots": 99}}), InvalidValue, "locket.kv_cache.slots"),

@@ -4,10 +4,12 @@ use locket_engine::Pooling;
 
 use super::{CacheChoice, LocketFields, Wanted, cache, structured::StructuredFields};
 use crate::{
+    adapters::Adapters,
     config::CacheBounds,
     error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
     media::ImageSettings,
+    visual::VisualConfig,
 };
 
 /// The limits that requests are checked against.
@@ -15,6 +17,8 @@ use crate::{
 pub(crate) struct Bounds {
     /// Names under which the model is served, the primary one first.
     pub(crate) served_model_names: Vec<String>,
+    /// Adapters, each a model of its own to clients.
+    pub(crate) adapters: Adapters,
     /// Token ids are below this.
     pub(crate) vocab_size: u32,
     /// Longest prompt plus answer.
@@ -25,6 +29,8 @@ pub(crate) struct Bounds {
     pub(crate) images: ImageSettings,
     /// Cache settings and their limits.
     pub(crate) cache: CacheBounds,
+    /// What becomes of images; `None`: the model takes text only.
+    pub(crate) visual: Option<VisualConfig>,
 }
 
 impl Bounds {
@@ -34,12 +40,17 @@ impl Bounds {
     /// 404 `model_not_found`.
     pub(crate) fn model(&self, field: &Field<'_, '_>) -> Result<String, ApiError> {
         let name = field.string()?;
-        if self.served_model_names.iter().any(|served| served == name) {
+        if self.serves(name) {
             return Ok(name.to_owned());
         }
         let message =
             format!("The model {:?} does not exist; served is {}.", clip(name), self.primary_model());
         Err(ApiError::field(ErrorKind::ModelNotFound, field.path(), message))
+    }
+
+    /// Whether the model is served under this name, with an adapter or without.
+    pub(crate) fn serves(&self, name: &str) -> bool {
+        self.served_model_names.iter().any(|served| served == name) || self.adapters.find(name).is_some()
     }
 
     /// The name used when a request gives none.
@@ -164,7 +175,7 @@ impl GenerationFields {
                 }
             }
             "cache_salt" => self.cache_salt = Some(cache::read_salt(field)?),
-            "locket" => self.locket = LocketFields::read(field, &bounds.cache)?,
+            "locket" => self.locket = LocketFields::read(field, bounds)?,
             _ => return self.structured.read(name, field, ignored),
         }
         Ok(true)
@@ -323,12 +334,20 @@ pub(crate) fn is_request_id(text: &str) -> bool {
 pub(crate) fn test_bounds() -> Bounds {
     Bounds {
         served_model_names: vec!["tiny".into(), "org/alias".into()],
+        adapters: Adapters::default(),
         vocab_size: 300,
         max_model_len: 128,
         max_n: 16,
         images: ImageSettings::default(),
         cache: CacheBounds::default(),
+        visual: None,
     }
+}
+
+/// The same of a model that sees.
+#[cfg(test)]
+pub(crate) fn seeing_bounds() -> Bounds {
+    Bounds { visual: Some(VisualConfig::default()), ..test_bounds() }
 }
 
 #[cfg(test)]

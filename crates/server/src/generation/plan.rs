@@ -60,6 +60,31 @@ impl PromptSource {
     }
 }
 
+/// How long a prompt is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PromptLength {
+    /// Rows that are computed: tokens, and visual tokens that were not dropped.
+    pub(crate) rows: usize,
+    /// Positions that it takes: what was dropped may have some too.
+    pub(crate) positions: usize,
+}
+
+impl From<usize> for PromptLength {
+    fn from(tokens: usize) -> Self {
+        Self { rows: tokens, positions: tokens }
+    }
+}
+
+impl PromptLength {
+    fn of(prompt: &PromptIds) -> Self {
+        let rows = prompt.ids.len();
+        Self {
+            rows,
+            positions: rows.saturating_add(usize::try_from(prompt.images.gaps).unwrap_or(usize::MAX)),
+        }
+    }
+}
+
 /// What planning needs besides the request.
 pub(crate) struct Plan<'a> {
     /// The fields.
@@ -88,22 +113,35 @@ impl Plan<'_> {
         limit.saturating_sub(answer).max(1)
     }
 
+    /// Whether the request asks what became of its images.
+    pub(crate) fn wants_report(&self) -> bool {
+        self.fields.locket.visual.as_ref().is_some_and(|visual| visual.report)
+    }
+
     fn cache(&self) -> CacheChoice {
         self.fields.cache(&self.bounds.cache)
     }
 
     /// Longest prompt plus answer: a method that keeps every token ends where its block does.
     fn limit(&self) -> u32 {
+        self.limit_beside(0)
+    }
+
+    /// The same in positions, where `gaps` of them have no rows and so no slots.
+    fn limit_beside(&self, gaps: usize) -> u32 {
         let limit = self.bounds.max_model_len;
-        if self.cache().folds() { limit } else { limit.min(self.bounds.cache.max_full_len) }
+        let of_block = self.bounds.cache.max_full_len;
+        let gaps = u32::try_from(gaps).unwrap_or(u32::MAX);
+        if self.cache().folds() { limit } else { limit.min(of_block.saturating_add(gaps)) }
     }
 
     /// The longest answer of this prompt in tokens.
     ///
     /// # Errors
     /// 400 `context_length_exceeded` with all numbers.
-    pub(crate) fn max_tokens(&self, prompt_tokens: usize) -> Result<u32, ApiError> {
-        let limit = self.limit();
+    pub(crate) fn max_tokens(&self, prompt: impl Into<PromptLength>) -> Result<u32, ApiError> {
+        let PromptLength { rows, positions: prompt_tokens } = prompt.into();
+        let limit = self.limit_beside(prompt_tokens.saturating_sub(rows));
         let asked = self.fields.max_tokens;
         let total = (prompt_tokens as u64).saturating_add(u64::from(asked.unwrap_or(1)));
         if total <= u64::from(limit) {
@@ -194,7 +232,7 @@ impl Plan<'_> {
         sampling: SamplingParams,
     ) -> Result<GenerationRequest, ApiError> {
         let prompt_ids = prompt.ids.clone();
-        let max_tokens = self.max_tokens(prompt_ids.len())?;
+        let max_tokens = self.max_tokens(PromptLength::of(prompt))?;
         let tokens = (prompt_ids.len() as u32).saturating_add(max_tokens).min(self.bounds.max_model_len);
         let cache = self.settings(prompt, tokens);
         self.check_exact(prompt_ids.len(), &cache)?;
@@ -214,6 +252,8 @@ impl Plan<'_> {
             salt: self.fields.salt().to_vec(),
             require_exact: self.requires_exact(),
             steering: None,
+            visual: prompt.images.spans.clone(),
+            adapter: None,
         })
     }
 }

@@ -131,10 +131,32 @@ const ALLOWED_TOOLS: &[Property] = &[
     ),
 ];
 
-const CONTENT: Schema = Schema::AnyOf(&[
-    Schema::AnyText,
-    Schema::Array(&Schema::Named("TextPart", &Schema::Object(TEXT_PART)), 1, 2048),
+const CONTENT: Schema = Schema::AnyOf(&[Schema::AnyText, Schema::Array(&PART, 1, 2048)]);
+
+const PART: Schema = Schema::AnyOf(&[
+    Schema::Named("TextPart", &Schema::Object(TEXT_PART)),
+    Schema::IfItSees(&Schema::Named("ImagePart", &Schema::Object(IMAGE_PART))),
 ]);
+
+const IMAGE_PART: &[Property] = &[
+    required("type", Schema::OneOf(&["image_url"]), ""),
+    required("image_url", Schema::Object(IMAGE_URL), ""),
+    optional("text", Schema::AnyText, "No effect."),
+    optional("input_audio", Schema::Absent, ""),
+    optional("file", Schema::Absent, ""),
+];
+
+const IMAGE_URL: &[Property] = &[
+    required(
+        "url",
+        Schema::AnyText,
+        "A data URI (`data:image/png;base64,...`), or an allowed `http(s)` URL.",
+    ),
+    optional("detail", IMAGE_DETAIL, "How closely to look."),
+];
+
+/// `detail` of an image
+pub(super) const IMAGE_DETAIL: Schema = Schema::OneOf(&["auto", "low", "high", "original"]);
 
 const TEXT_PART: &[Property] = &[
     required("type", Schema::OneOf(&["text"]), ""),
@@ -265,6 +287,7 @@ pub(super) const LOCKET: Schema = Schema::Named(
         optional("kv_cache", Schema::Closed(KV_CACHE), ""),
         optional("require_exact", Schema::Boolean, "Nothing is folded."),
         optional("cache_salt", SALT, "As the field `cache_salt`."),
+        optional("visual", Schema::IfItSees(&Schema::Closed(VISUAL)), "Which visual tokens of images stay."),
     ]),
 );
 
@@ -276,4 +299,23 @@ const KV_CACHE: &[Property] = &[
     optional("recall", Schema::Number(0.0, 1.0), "For `learned`: share of the slots for recall."),
     optional("sinks", Schema::Integer(Limit::Is(0), SLOTS), "First tokens that always survive."),
     optional("recent", Schema::Integer(Limit::Is(0), SLOTS), "Latest tokens that always survive."),
+];
+
+const VISUAL: &[Property] = &[
+    optional("method", Schema::VisualMethod, "Who chooses the tokens that stay."),
+    optional(
+        "budget",
+        Schema::AnyOf(&[Schema::Number(0.000_001, 1.0), integer(2, u32::MAX as i64), Schema::AnyText]),
+        "Share of an image's tokens up to 1, number of them above 1, or a percentage such as `20%`.",
+    ),
+    optional("compat", Schema::Boolean, "The rule of the method's released code."),
+    optional("newline", Schema::OneOf(&["none", "rows"]), "Which newline tokens stay."),
+    optional("positions", Schema::OneOf(&["original", "compact"]), "Whether gaps stay."),
+    optional("alpha", Schema::Number(0.0, 1.0), "For `hired`: share of the whole, shrunk image."),
+    optional("lambda", Schema::Above(0.0, 1.0), "For `pyramid`: share that passes each boundary."),
+    optional("merge", Schema::Number(0.0, 2.0), "For `must`: share of the windows that are merged."),
+    optional("global_threshold", Schema::Number(0.0, 1.0), "For `must` with `compat`."),
+    optional("individual_threshold", Schema::Number(0.0, 1.0), "For `must` with `compat`."),
+    optional("seed", integer(0, 1 << 53), "For `random`."),
+    optional("report", Schema::Boolean, "The usage says which tokens stayed."),
 ];

@@ -3,8 +3,8 @@
 use super::{
     Row, accepted, honoured, limited,
     objects::{
-        ALLOWED_TOKENS, CHOICE, EXPRESSION, JSON_SCHEMA, LOCKET, SALT, STOP, STRUCTURED_OUTPUTS,
-        TEMPLATE_VARIABLES, THINKING,
+        ALLOWED_TOKENS, CHOICE, EXPRESSION, IMAGE_DETAIL, JSON_SCHEMA, LOCKET, SALT, STOP,
+        STRUCTURED_OUTPUTS, TEMPLATE_VARIABLES, THINKING,
     },
     refused,
 };
@@ -158,7 +158,7 @@ pub(super) const RESPONSES: &[Row] = &[
     honoured(
         "locket",
         LOCKET,
-        "[our extension](#the-object-locket): cache method and size, exactness; unknown keys are errors",
+        "[our extension](#the-object-locket): cache method and size, exactness, visual tokens; unknown keys are errors",
     ),
 ];
 
@@ -287,6 +287,7 @@ const CONTENT: Schema = Schema::AnyOf(&[
         &Schema::AnyOf(&[
             Schema::Named("InputTextPart", &Schema::Object(TEXT_PART)),
             Schema::Named("InputRefusalPart", &Schema::Object(REFUSAL_PART)),
+            Schema::IfItSees(&Schema::Named("InputImagePart", &Schema::Object(IMAGE_PART))),
         ]),
         1,
         2048,
@@ -310,6 +311,13 @@ const TEXT_PART: &[Property] = &[
     NO_FILE_ID,
     NO_FILE_URL,
     NO_FILE_DATA,
+];
+
+const IMAGE_PART: &[Property] = &[
+    required("type", Schema::OneOf(&["input_image"]), ""),
+    required("image_url", Schema::AnyText, "A data URI, or an allowed `http(s)` URL."),
+    optional("detail", IMAGE_DETAIL, "How closely to look."),
+    NO_FILE_ID,
 ];
 
 const REFUSAL_PART: &[Property] = &[

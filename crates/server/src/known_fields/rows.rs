@@ -24,7 +24,7 @@ pub(super) const CHAT: &[Row] = &[
     honoured(
         "messages",
         MESSAGES,
-        "1 to 2,048 messages of the roles `system`, `developer`, `user`, `assistant`, `tool`; content is a string or text parts. `tool_calls` of the assistant may stand in place of content; a `tool_call_id` must be the id of an earlier call. Images and audio are refused with their path",
+        "1 to 2,048 messages of the roles `system`, `developer`, `user`, `assistant`, `tool`; content is a string or text parts. `tool_calls` of the assistant may stand in place of content; a `tool_call_id` must be the id of an earlier call. Images are parts of the user's messages, [if the model sees](#images); audio is refused with its path",
     ),
     honoured("max_completion_tokens", COUNT, "at least 1; wins over `max_tokens`"),
     honoured("logprobs", Schema::Boolean, "with `top_logprobs`, 0 to 20"),
@@ -199,7 +199,7 @@ pub(super) const GENERATION: &[Row] = &[
     honoured(
         "locket",
         LOCKET,
-        "[our extension](#the-object-locket): cache method and size, exactness; unknown keys are errors",
+        "[our extension](#the-object-locket): cache method and size, exactness, visual tokens; unknown keys are errors",
     ),
 ];
 
@@ -243,7 +243,7 @@ pub(super) const TOKENIZE: &[Row] = &[
     honoured(
         "messages",
         MESSAGES,
-        "1 to 2,048 messages of the roles `system`, `developer`, `user`, `assistant`, `tool`; content is a string or text parts. `tool_calls` of the assistant may stand in place of content; a `tool_call_id` must be the id of an earlier call. Images and audio are refused with their path",
+        "1 to 2,048 messages of the roles `system`, `developer`, `user`, `assistant`, `tool`; content is a string or text parts. `tool_calls` of the assistant may stand in place of content; a `tool_call_id` must be the id of an earlier call. Images are parts of the user's messages, [if the model sees](#images); audio is refused with its path",
     ),
     honoured(
         "add_special_tokens",
@@ -261,6 +261,27 @@ pub(super) const TOKENIZE: &[Row] = &[
     ),
     honoured("documents", Schema::Array(&Schema::AnyObject, 0, 2048), "passed to the template"),
     honoured("tools", TOOLS, "as in chat; passed to the template"),
+];
+
+/// Fields of `/v1/load_lora_adapter`.
+pub(super) const LOAD_ADAPTER: &[Row] = &[
+    honoured(
+        "lora_name",
+        Schema::Text(1, 512),
+        "the model's name with the adapter, 1 to 512 bytes; not one that is served",
+    ),
+    honoured("lora_path", Schema::Text(1, 4096), "its PEFT folder, inside of the operator's `adapter-dir`"),
+];
+
+/// Fields of `/v1/unload_lora_adapter`.
+pub(super) const UNLOAD_ADAPTER: &[Row] =
+    &[honoured("lora_name", Schema::Text(1, 512), "an adapter that is loaded")];
+
+/// Fields of `/visual_tokens`.
+pub(super) const VISUAL_TOKENS: &[Row] = &[
+    honoured("model", Schema::ServedModel, "a served name; optional, because one model is served"),
+    honoured("messages", MESSAGES, "as in chat"),
+    honoured("locket", LOCKET, "[our extension](#the-object-locket): its `visual`"),
 ];
 
 /// Fields of `/detokenize`.

@@ -13,6 +13,7 @@ mod source;
 use std::time::Duration;
 
 use axum::body::Bytes;
+use locket_vision::ImageError;
 
 pub use fetch::{Fetcher, FetcherError};
 pub use hosts::{HostList, HostListError};
@@ -106,9 +107,35 @@ pub enum MediaError {
         /// Most pixels.
         limit: u64,
     },
+    /// All images of a request together have more bytes than allowed.
+    #[error("makes the request's images larger than {limit} bytes in all")]
+    TooManyBytesInAll {
+        /// Most bytes.
+        limit: usize,
+    },
+    /// It has a good header, and cannot be used all the same; a predicate of it.
+    #[error("{0}")]
+    Unusable(String),
+    /// Decoding it takes too much.
+    #[error("{0}")]
+    TooLarge(String),
     /// The other server did not give it.
     #[error("could not be downloaded: {0}")]
     Download(String),
+}
+
+impl From<ImageError> for MediaError {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::TooManyPixels { .. } | ImageError::TooMuchMemory { .. } => {
+                Self::TooLarge(error.to_string())
+            }
+            ImageError::Empty
+            | ImageError::UnknownType
+            | ImageError::TooNarrow { .. }
+            | ImageError::Broken { .. } => Self::Unusable(error.to_string()),
+        }
+    }
 }
 
 impl MediaError {
@@ -118,8 +145,11 @@ impl MediaError {
             Self::Url(_) => ErrorKind::InvalidImageUrl,
             Self::Base64 => ErrorKind::InvalidBase64,
             Self::MediaType(_) => ErrorKind::UnsupportedImageMediaType,
-            Self::NotAnImage => ErrorKind::ImageParseError,
-            Self::TooManyBytes { .. } | Self::TooManyPixels { .. } => ErrorKind::ImageTooLarge,
+            Self::NotAnImage | Self::Unusable(_) => ErrorKind::ImageParseError,
+            Self::TooManyBytes { .. }
+            | Self::TooManyBytesInAll { .. }
+            | Self::TooManyPixels { .. }
+            | Self::TooLarge(_) => ErrorKind::ImageTooLarge,
             Self::Download(_) => ErrorKind::FailedToDownloadImage,
         };
         let param = param.into();

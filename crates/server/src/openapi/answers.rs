@@ -9,6 +9,7 @@ use crate::{
     routes::{
         embeddings::EmbeddingList,
         responses::{ResponseEvent, ResponseObject},
+        visual_tokens::VisualTokenList,
     },
     schema::{Property, Renderer, Schema, TOKEN, integer, optional, required},
 };
@@ -70,6 +71,11 @@ pub(super) const MODELS: Answer =
 pub(super) const MODEL: Answer =
     Answer { about: "The model.", forms: &[(JSON, Form::Derived(derived::<ModelCard<'static>>))] };
 
+pub(super) const VISUAL_TOKENS: Answer = Answer {
+    about: "One report for each image.",
+    forms: &[(JSON, Form::Derived(derived::<VisualTokenList>))],
+};
+
 pub(super) const TOKENS: Answer = Answer {
     about: "The ids, with their texts if they were asked for.",
     forms: &[(
@@ -108,6 +114,9 @@ pub(super) const DOCUMENT: Answer = Answer {
 
 pub(super) const TEXT: Answer =
     Answer { about: "Prometheus text.", forms: &[("text/plain", Form::Written(Schema::AnyText))] };
+
+pub(super) const DONE: Answer =
+    Answer { about: "What was done.", forms: &[("text/plain", Form::Written(Schema::AnyText))] };
 
 pub(super) const PAGE: Answer =
     Answer { about: "A page.", forms: &[("text/html", Form::Written(Schema::AnyText))] };

@@ -126,6 +126,36 @@ pub(super) const OPERATIONS: &[Operation] = &[
         ..POST
     },
     Operation {
+        paths: &["/v1/load_lora_adapter"],
+        id: "loadAdapter",
+        tag: OPERATION,
+        summary: "Load a LoRA adapter",
+        about: "404 unless the operator has set `adapter-dir`.",
+        body: Some(Route::LoadAdapter),
+        answer: answers::DONE,
+        ..POST
+    },
+    Operation {
+        paths: &["/v1/unload_lora_adapter"],
+        id: "unloadAdapter",
+        tag: OPERATION,
+        summary: "Unload a LoRA adapter",
+        about: "404 unless the operator has set `adapter-dir`, or if there is no such adapter.",
+        body: Some(Route::UnloadAdapter),
+        answer: answers::DONE,
+        ..POST
+    },
+    Operation {
+        paths: &["/visual_tokens", "/v1/visual_tokens"],
+        id: "visualTokens",
+        tag: TOKENS,
+        summary: "Which parts of images the decoder would see",
+        about: "Images are fetched, decoded and seen; nothing is generated.",
+        body: Some(Route::VisualTokens),
+        answer: answers::VISUAL_TOKENS,
+        ..POST
+    },
+    Operation {
         paths: &["/health", "/health/live", "/ping"],
         id: "health",
         summary: "Whether the process works",

@@ -1,5 +1,6 @@
 //! One module per route or pair of routes.
 
+pub(crate) mod adapters;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod embeddings;
@@ -8,3 +9,4 @@ pub(crate) mod health;
 pub(crate) mod models;
 pub(crate) mod responses;
 pub(crate) mod tokenize;
+pub(crate) mod visual_tokens;

@@ -8,24 +8,25 @@ use axum::{
 use locket_processor::ChatPrompt;
 use serde_json::{Value, json};
 
-use super::chat::{TemplateFields, read_messages, read_rendered_tools};
+use super::chat::{Conversation, TemplateFields, read_messages, read_rendered_tools};
 use crate::{
     error::{ApiError, ErrorKind},
     fields::{Field, IgnoredFields},
-    generation::{Bounds, PromptSource},
+    generation::{Bounds, GenerationFields, PromptSource},
     known_fields::Route,
     layers::RequestContext,
     limits::{self, Read},
     prompt::{self, ChatNeeds},
     run::with_ignored_fields,
     state::AppState,
+    visual,
 };
 
 /// A checked request.
 #[derive(Debug, Default)]
 struct TokenizeRequest {
     prompt: Option<String>,
-    messages: Option<Vec<Value>>,
+    messages: Option<Conversation>,
     add_special_tokens: Option<bool>,
     return_token_strs: bool,
     template: TemplateFields,
@@ -73,7 +74,8 @@ pub(crate) async fn tokenize(
     let Read { fields: request, ignored, permit: _permit } =
         admitted.read(&state, TokenizeRequest::read).await?;
     let tokens = match (request.messages, request.prompt) {
-        (Some(messages), _) => {
+        (Some(Conversation { messages, images }), _) => {
+            let pictures = visual::collect(&state, images, &GenerationFields::default()).await?;
             let chat = ChatPrompt {
                 messages,
                 tools: request.tools,
@@ -84,7 +86,9 @@ pub(crate) async fn tokenize(
                 add_special_tokens: request.add_special_tokens.unwrap_or(false),
                 ..ChatNeeds::default()
             };
-            prompt::encode_chat(&state, PromptSource::Messages, chat, needs).await?.ids
+            let prompt = prompt::encode_chat(&state, PromptSource::Messages, chat, needs, &pictures).await?;
+            let shown_id = state.processor().image_token().map_or(0, |token| token.shown_id);
+            prompt.counted_ids(shown_id)
         }
         (None, text) => {
             let text = text.unwrap_or_default();
@@ -179,11 +183,11 @@ mod tests {
 
     #[test]
     fn schema_and_parser_agree() {
-        assert_agreement(Route::Tokenize, &json!({"prompt": "x"}), &["messages", "tools"], |body| {
-            TokenizeRequest::read(&Field::root(body), &test_bounds(), &mut IgnoredFields::default()).map(drop)
+        assert_agreement(Route::Tokenize, &json!({"prompt": "x"}), &["messages", "tools"], |body, bounds| {
+            TokenizeRequest::read(&Field::root(body), bounds, &mut IgnoredFields::default()).map(drop)
         });
-        assert_agreement(Route::Detokenize, &json!({"tokens": [1]}), &[], |body| {
-            read_detokenize(&Field::root(body), &test_bounds(), &mut IgnoredFields::default()).map(drop)
+        assert_agreement(Route::Detokenize, &json!({"tokens": [1]}), &[], |body, bounds| {
+            read_detokenize(&Field::root(body), bounds, &mut IgnoredFields::default()).map(drop)
         });
     }
 

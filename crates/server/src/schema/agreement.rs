@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 
+use locket_vision::drop::Method;
 use proptest::{
     collection::vec,
     prelude::*,
@@ -12,22 +13,33 @@ use proptest::{
 
 use super::*;
 use crate::{
-    generation::test_bounds,
+    generation::{Bounds, seeing_bounds, test_bounds},
     known_fields::{Route, Row, Treatment},
     openapi::request_schema,
 };
 
 /// Holds the parser of `route` against its schema. `base` is the smallest body. A field named in
 /// `looser` may be refused for reasons that JSON Schema cannot say; only what violates the schema
-/// must be refused then.
+/// must be refused then. Both for a model that takes text only, and for one that sees.
 pub(crate) fn assert_agreement(
     route: Route,
     base: &Value,
     looser: &[&str],
+    parse: impl Fn(&Value, &Bounds) -> Result<(), ApiError>,
+) {
+    for bounds in [test_bounds(), seeing_bounds()] {
+        agree(route, base, looser, &bounds, |body| parse(body, &bounds));
+    }
+}
+
+fn agree(
+    route: Route,
+    base: &Value,
+    looser: &[&str],
+    bounds: &Bounds,
     parse: impl Fn(&Value) -> Result<(), ApiError>,
 ) {
-    let bounds = test_bounds();
-    let mut renderer = Renderer::new(&bounds);
+    let mut renderer = Renderer::new(bounds);
     let schema = request_schema(&mut renderer, route);
     let whole = json!({"allOf": [schema], "components": {"schemas": renderer.into_named()}});
     let validator = jsonschema::validator_for(&whole).expect("a schema");
@@ -141,7 +153,7 @@ fn edges(schema: Schema) -> BoxedStrategy<Value> {
             .prop_map(|length| (0..length).map(|index| (index.to_string(), json!(1))).collect())
             .boxed(),
         Schema::AnyOf(variants) => one_of(variants, |variant| edges(*variant)),
-        Schema::Named(_, schema) => edges(*schema),
+        Schema::Named(_, schema) | Schema::IfItSees(schema) => edges(*schema),
         _ => foreign(),
     }
 }
@@ -195,6 +207,8 @@ fn of(schema: Schema, depth: u32) -> BoxedStrategy<Value> {
             );
             pairs.prop_map(|pairs| pairs.into_iter().collect()).boxed()
         }
+        Schema::VisualMethod => names(Method::ALL.map(|method| method.name().to_owned()).to_vec()),
+        Schema::IfItSees(schema) => of(*schema, depth),
         Schema::AnyOf(variants) => one_of(variants, |variant| of(*variant, depth)),
         Schema::Named(_, schema) => of(*schema, depth),
     }

@@ -14,12 +14,13 @@ use axum::{
 };
 use locket_engine::{EngineConfig, EngineThread};
 use locket_model::{
-    Batch, BlockId, Error, MemoryUse, Model, ModelConfig, TokenScore,
+    Adapter, AdapterId, Batch, BlockId, Error, Extras, MemoryUse, Model, ModelConfig, TokenScore,
     kv_cache::{BlockClass, CacheGeometry, CachePlan, CacheSettings, SideArrays, SlotType},
     load::Checkpoint,
 };
 use locket_processor::Processor;
 use locket_server::{AppState, ServerConfig};
+use locket_vision::VisionModel;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -36,6 +37,8 @@ pub const FORTY_TWO: u32 = 256;
 /// A token of the tokenizer that the model has no row for.
 pub const BEYOND: &str = "<|beyond|>";
 const VOCAB_SIZE: usize = 259;
+/// Width of the model.
+pub const HIDDEN_SIZE: usize = 32;
 const TEXT: &str = "Grüße! The answer is 42. ";
 
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n\
@@ -86,6 +89,10 @@ struct ScriptedModel {
     blocks: HashMap<BlockId, (CacheSettings, u32)>,
     /// Positions and ids of the latest step.
     latest: (Vec<u32>, Vec<u32>),
+    /// Rows of the latest step that went through an adapter: what follows is one token further.
+    adapted: Vec<bool>,
+    /// Adapters so far.
+    adapters: u32,
     /// Settings of the exported blocks.
     exported: Mutex<Vec<CacheSettings>>,
 }
@@ -112,11 +119,14 @@ impl Model for ScriptedModel {
         }
         for sequence in &batch.sequences {
             let (_, len) = self.blocks.get_mut(&sequence.block).expect("an open block");
-            assert_eq!(
-                batch.positions[sequence.rows.start as usize], *len,
-                "rows go on where the block ends"
-            );
+            // Images leave gaps.
+            let position = batch.positions[sequence.rows.start as usize];
+            assert!(position >= *len, "rows go on where the block ends");
             *len += sequence.rows.len() as u32;
+        }
+        self.adapted = vec![false; batch.ids.len()];
+        for sequence in batch.sequences.iter().filter(|sequence| sequence.adapter.is_some()) {
+            self.adapted[sequence.rows.start as usize..sequence.rows.end as usize].fill(true);
         }
         self.latest = (batch.positions.clone(), batch.ids.clone());
         self.row_logits(&batch.sample_rows, logits)
@@ -129,7 +139,8 @@ impl Model for ScriptedModel {
         logits.clear();
         for row in rows {
             let position = positions[*row as usize] as usize;
-            let next = script[(position + 1) % script.len()] as usize;
+            let further = usize::from(self.adapted[*row as usize]);
+            let next = script[(position + 1 + further) % script.len()] as usize;
             // The script is likely, its neighbour a little, everything else hardly.
             logits.extend((0..VOCAB_SIZE).map(|id| match id {
                 _ if !is_finite => f32::NAN,
@@ -193,6 +204,19 @@ impl Model for ScriptedModel {
         Err(Error::InvalidBatch("nothing here scores".into()))
     }
 
+    fn reserve(&mut self, _: &Extras) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn load_adapter(&mut self, _: &Adapter) -> Result<AdapterId, Error> {
+        self.adapters += 1;
+        Ok(AdapterId(self.adapters))
+    }
+
+    fn unload_adapter(&mut self, _: AdapterId) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn max_batch_rows(&self) -> usize {
         512
     }
@@ -222,10 +246,22 @@ impl TestServer {
 
     /// The same with another chat template.
     pub fn with_template(config: ServerConfig, blocks: u32, template: &str) -> Self {
+        Self::build(config, blocks, template, None)
+    }
+
+    /// The same with a vision model.
+    pub fn seeing(config: ServerConfig, blocks: u32, vision: Arc<VisionModel>) -> Self {
+        Self::build(config, blocks, TEMPLATE, Some(vision))
+    }
+
+    fn build(config: ServerConfig, blocks: u32, template: &str, vision: Option<Arc<VisionModel>>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         write_checkpoint(folder.path(), template);
         let checkpoint = Checkpoint::open(folder.path()).expect("a small checkpoint");
-        let processor = Processor::load(&checkpoint).expect("its tokenizer");
+        let mut processor = Processor::load(&checkpoint).expect("its tokenizer");
+        if vision.is_some() {
+            processor.see_images(None);
+        }
         let model_config = checkpoint.config.clone();
         let plan = CachePlan {
             geometry: CacheGeometry::of(&model_config),
@@ -240,6 +276,8 @@ impl TestServer {
             gate: Arc::clone(&gate),
             blocks: HashMap::new(),
             latest: Default::default(),
+            adapted: Vec::new(),
+            adapters: 0,
             exported: Mutex::default(),
         };
         let registry = prometheus::Registry::new();
@@ -257,7 +295,8 @@ impl TestServer {
             fingerprint: checkpoint.fingerprint,
             ..config
         };
-        let state = AppState::new(config, engine, Arc::new(processor), registry).expect("good settings");
+        let state = AppState::seeing(config, engine, Arc::new(processor), registry, vision);
+        let state = state.expect("good settings");
         Self { router: locket_server::router(state.clone()), state, gate, _engine: thread }
     }
 
@@ -366,7 +405,7 @@ fn write_checkpoint(folder: &Path, template: &str) {
         "config.json",
         json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB_SIZE,
-            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1,
+            "hidden_size": HIDDEN_SIZE, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1,
             "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu",
             "eos_token_id": IM_END, "bos_token_id": IM_START

@@ -2,12 +2,14 @@
 
 #![expect(clippy::panic, reason = "a test fails by panicking")]
 
+mod adapters;
 mod answers;
 mod cache;
 mod connections;
 mod embeddings;
 mod fake;
 mod http;
+mod images;
 mod keys;
 mod page;
 mod reasoning;

@@ -149,7 +149,7 @@ impl Chunks for ChatChunks {
     fn started(&mut self, index: u32, usage: Option<Usage>, frames: &mut Frames) {
         let delta =
             ChatDelta { role: Some("assistant"), content: Some(String::new()), ..ChatDelta::default() };
-        let key = self.usage_key(usage);
+        let key = self.usage_key(usage.clone());
         self.chunk(vec![ChatChunkChoice { delta, ..empty_choice(index) }], key, frames);
         if let Some(echoed) = self.chat.echoed.clone() {
             let delta = ChatDelta { content: Some(echoed), ..ChatDelta::default() };
@@ -161,7 +161,7 @@ impl Chunks for ChatChunks {
     fn delta(&mut self, index: u32, delta: Delta, usage: Option<Usage>, frames: &mut Frames) {
         let Some(reader) = self.readers.get_mut(index as usize) else { return };
         for part in reader.push(delta) {
-            self.part(index, part, usage, frames);
+            self.part(index, part, usage.clone(), frames);
         }
     }
 
@@ -169,7 +169,7 @@ impl Chunks for ChatChunks {
         let Some(reader) = self.readers.get_mut(index as usize) else { return };
         let (parts, reason) = reader.finish(finish.reason);
         for part in parts {
-            self.part(index, part, usage, frames);
+            self.part(index, part, usage.clone(), frames);
         }
         let choice = ChatChunkChoice {
             finish_reason: Some(reason),

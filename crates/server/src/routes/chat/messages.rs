@@ -9,6 +9,7 @@ use crate::{
     error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
     generation::Bounds,
+    visual::ImagePart,
 };
 
 const MAX_MESSAGES: usize = 2048;
@@ -18,6 +19,15 @@ const MAX_CALLS: usize = 128;
 /// Longest id of a call, and longest name of a function that was called.
 const MAX_ID_BYTES: usize = 512;
 
+/// Messages as chat templates see them, and the images that they refer to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Conversation {
+    /// Messages; their images are parts `{"type": "image", "index"}`.
+    pub(crate) messages: Vec<Value>,
+    /// By index.
+    pub(crate) images: Vec<ImagePart>,
+}
+
 /// Reads 1 to 2048 messages.
 ///
 /// # Errors
@@ -26,14 +36,13 @@ pub(crate) fn read_messages(
     field: &Field<'_, '_>,
     bounds: &Bounds,
     ignored: &mut IgnoredFields,
-) -> Result<Vec<Value>, ApiError> {
+) -> Result<Conversation, ApiError> {
     let mut calls = HashMap::new();
-    let mut images = ImageParts::new(&bounds.images);
+    let mut images = ImageParts::new(bounds);
     let messages = field.each(field.filled_array(MAX_MESSAGES)?, |message| {
         read_message(&message, &mut calls, &mut images, ignored)
     })?;
-    images.finish()?;
-    Ok(messages)
+    Ok(Conversation { messages, images: images.finish()? })
 }
 
 /// `calls` are those of earlier messages, id to name.
@@ -47,6 +56,7 @@ fn read_message(
     let mut content = None;
     let mut refusal = None;
     let mut tool_calls = None;
+    let images_before = images.len();
     // The role may stand behind what it decides about.
     let is_result = message.value().get("role").is_some_and(|role| role == "tool");
     let mut call_id = None;
@@ -73,6 +83,7 @@ fn read_message(
         Ok(())
     })?;
     let role = role.ok_or_else(|| message.missing("role"))?;
+    images.check_role(images_before, message, role)?;
     if role == "tool" {
         let (path, id) = call_id.ok_or_else(|| message.missing("tool_call_id"))?;
         let name = calls.get(id).ok_or_else(|| {
@@ -186,7 +197,7 @@ fn read_part(
 ) -> Result<Value, ApiError> {
     // The type may stand behind what it decides about.
     let is_image = part.value().get("type").is_some_and(|kind| kind == "image_url");
-    let mut has_image = false;
+    let mut image = None;
     let mut is_text = false;
     let mut text = None;
     let mut foreign = None;
@@ -194,17 +205,14 @@ fn read_part(
         match name {
             "type" => match field.string()? {
                 "text" => is_text = true,
-                "image_url" => images.refuse(&field),
+                "image_url" => images.met(&field),
                 _ => {
-                    let reason = "is not offered; only `text` is";
+                    let reason = "is not offered; only `text` and `image_url` are";
                     return Err(field.error(ErrorKind::UnsupportedValue, reason));
                 }
             },
             "text" => text = Some(field.string()?),
-            "image_url" if is_image => {
-                images.read(&field, ignored)?;
-                has_image = true;
-            }
+            "image_url" if is_image => image = Some(images.read(&field, ignored)?),
             // A part of that type is refused by its type, which may stand behind it.
             "image_url" | "input_audio" | "file" => {
                 foreign.get_or_insert_with(|| {
@@ -215,12 +223,8 @@ fn read_part(
         }
         Ok(())
     })?;
-    if is_image && has_image {
-        // Never rendered: the request is refused once all of it was read.
-        return Ok(json!({"type": "image"}));
-    }
     if is_image {
-        return Err(part.missing("image_url"));
+        return image.ok_or_else(|| part.missing("image_url"));
     }
     if !is_text {
         return Err(part.missing("type"));
@@ -238,10 +242,14 @@ mod tests {
     use crate::generation::test_bounds;
 
     fn read(messages: Value) -> Result<Vec<Value>, ApiError> {
+        read_with(messages, &test_bounds()).map(|read| read.messages)
+    }
+
+    fn read_with(messages: Value, bounds: &Bounds) -> Result<Conversation, ApiError> {
         let body = json!({ "messages": messages });
-        let mut read = Vec::new();
+        let mut read = Conversation::default();
         Field::root(&body).entries(|_, field| {
-            read = read_messages(&field, &test_bounds(), &mut IgnoredFields::default())?;
+            read = read_messages(&field, bounds, &mut IgnoredFields::default())?;
             Ok(())
         })?;
         Ok(read)

@@ -18,7 +18,7 @@ use locket_processor::ChatPrompt;
 use serde_json::Value;
 
 pub(crate) use images::ImageParts;
-pub(crate) use messages::{read_content, read_messages};
+pub(crate) use messages::{Conversation, read_content, read_messages};
 use request::ChatRequest;
 
 pub(crate) use request::{TemplateFields, read_metadata, read_service_tier};
@@ -36,6 +36,7 @@ use crate::{
     prompt::{self, ChatNeeds},
     run::{self, Job},
     state::AppState,
+    visual,
 };
 
 /// Reads, renders, queues and answers one chat request.
@@ -60,8 +61,11 @@ pub(crate) async fn create(
     };
     let tools = std::mem::take(&mut chat.tools);
     tools.apply(&state, &mut chat.generation, &mut chat.message_plan).await?;
+    let pictures = visual::collect(&state, std::mem::take(&mut chat.images), &chat.generation).await?;
     let needs = ChatNeeds::of(&state, &chat.generation);
-    let prompt = prompt::encode_chat(&state, PromptSource::Messages, prompt, needs).await?;
+    let mut prompt = prompt::encode_chat(&state, PromptSource::Messages, prompt, needs, &pictures).await?;
+    let plan = Job::plan(&state, &chat.generation, PromptSource::Messages);
+    visual::see(&state, &plan, &mut prompt).await?;
     let stamp = state.stamp(new_id("chatcmpl"), &chat.generation);
     let job = Job::submit(&state, &context, &chat.generation, PromptSource::Messages, vec![prompt]).await?;
     job.plan_messages(&mut chat.message_plan);

@@ -10,6 +10,7 @@ use crate::{
     generation::{Bounds, GenerationFields, ReasoningFields},
     known_fields::Route,
     message::MessagePlan,
+    visual::ImagePart,
 };
 
 /// A checked chat request.
@@ -17,6 +18,8 @@ use crate::{
 pub(crate) struct ChatRequest {
     /// Messages as the template sees them.
     pub(crate) messages: Vec<Value>,
+    /// The images in them, by their index.
+    pub(crate) images: Vec<ImagePart>,
     pub(crate) template: TemplateFields,
     pub(crate) reasoning: ReasoningFields,
     pub(crate) tools: ToolFields,
@@ -132,7 +135,10 @@ impl ChatRequest {
                 return Ok(());
             }
             match name {
-                "messages" => request.messages = read_messages(&field, bounds, ignored)?,
+                "messages" => {
+                    let read = read_messages(&field, bounds, ignored)?;
+                    (request.messages, request.images) = (read.messages, read.images);
+                }
                 "echo" => request.echo = field.boolean()?,
                 "metadata" => request.metadata = Some(read_metadata(&field)?),
                 "service_tier" => request.service_tier = Some(read_service_tier(&field)?),
@@ -310,8 +316,8 @@ mod tests {
     fn schema_and_parser_agree() {
         let base = json!({"messages": [{"role": "user", "content": "Hi"}]});
         let looser = ["locket", "messages", "tools", "tool_choice"];
-        assert_agreement(Route::Chat, &base, &looser, |body| {
-            ChatRequest::read(&Field::root(body), &test_bounds(), &mut IgnoredFields::default()).map(drop)
+        assert_agreement(Route::Chat, &base, &looser, |body, bounds| {
+            ChatRequest::read(&Field::root(body), bounds, &mut IgnoredFields::default()).map(drop)
         });
     }
 

@@ -56,7 +56,7 @@ pub(crate) async fn create(
         requests.push(planned.map_err(|error| if is_alone { error } else { source.of_item(error, index) })?);
     }
     let prompt_tokens: u64 = requests.iter().map(|request| request.prompt_ids.len() as u64).sum();
-    let mut reservation = run::reserve_tokens(&state, &context, &requests)?;
+    let mut reservation = run::reserve_tokens(&state, &context, &requests, 0)?;
     let vectors = vectors::embed(&state, requests, reservation.as_mut()).await?;
     let model = fields.model.clone().unwrap_or_else(|| state.bounds().primary_model());
     let numbers: usize = vectors.iter().map(Vec::len).sum();

@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn schema_and_parser_agree() {
-        assert_agreement(Route::Embeddings, &json!({"input": "x"}), &[], |body| read(body).map(drop));
+        assert_agreement(Route::Embeddings, &json!({"input": "x"}), &[], |body, _| read(body).map(drop));
     }
 
     /// As for chat: a value of the wrong type is refused by name, whatever the field.

@@ -217,6 +217,9 @@ struct InputDetails {
     cached_tokens: u64,
     cache_write_tokens: u64,
     image_tokens: u64,
+    /// Those that went into the decoder; absent without images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_tokens_kept: Option<u64>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -233,11 +236,12 @@ impl ResponseUsage {
                 cached_tokens: prompt.cached_tokens,
                 cache_write_tokens: 0,
                 image_tokens: prompt.image_tokens,
+                image_tokens_kept: prompt.image_tokens_kept,
             },
             output_tokens: usage.completion_tokens,
             output_tokens_details: OutputDetails { reasoning_tokens: u64::from(reasoning_tokens) },
             total_tokens: usage.total_tokens,
-            locket: usage.locket,
+            locket: usage.locket.clone(),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     error::{ApiError, ErrorKind, clip},
     fields::{Field, IgnoredFields},
     generation::Bounds,
-    routes::chat::{ImageParts, read_content},
+    routes::chat::{self, ImageParts, read_content},
 };
 
 const MAX_ITEMS: usize = 2048;
@@ -25,9 +25,12 @@ pub(super) fn read_input(
     field: &Field<'_, '_>,
     bounds: &Bounds,
     ignored: &mut IgnoredFields,
-) -> Result<Vec<Value>, ApiError> {
+) -> Result<chat::Conversation, ApiError> {
     match field.value() {
-        Value::String(text) => Ok(vec![json!({"role": "user", "content": text})]),
+        Value::String(text) => {
+            let messages = vec![json!({"role": "user", "content": text})];
+            Ok(chat::Conversation { messages, images: Vec::new() })
+        }
         Value::Array(_) => {
             let mut conversation = Conversation::new(bounds);
             field.each(field.filled_array(MAX_ITEMS)?, |item| conversation.item(&item, ignored))?;
@@ -83,15 +86,14 @@ impl Answer {
 
 impl<'b> Conversation<'b> {
     fn new(bounds: &'b Bounds) -> Self {
-        let images = ImageParts::new(&bounds.images);
+        let images = ImageParts::new(bounds);
         Self { images, messages: Vec::new(), answer: Answer::default(), calls: HashMap::new() }
     }
 
-    /// All messages, if there are no images in them.
-    fn finish(mut self) -> Result<Vec<Value>, ApiError> {
+    /// All messages, and their images if the model sees.
+    fn finish(mut self) -> Result<chat::Conversation, ApiError> {
         self.close_answer();
-        self.images.finish()?;
-        Ok(self.messages)
+        Ok(chat::Conversation { messages: self.messages, images: self.images.finish()? })
     }
 
     fn close_answer(&mut self) {
@@ -117,6 +119,7 @@ impl<'b> Conversation<'b> {
 
     fn message(&mut self, item: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<(), ApiError> {
         let (mut role, mut content) = (None, None);
+        let images_before = self.images.len();
         item.entries(|name, field| {
             match name {
                 "role" => role = Some(field.one_of(&["user", "assistant", "system", "developer"])?),
@@ -130,6 +133,7 @@ impl<'b> Conversation<'b> {
         })?;
         let role = role.ok_or_else(|| item.missing("role"))?;
         let content = content.ok_or_else(|| item.missing("content"))?;
+        self.images.check_role(images_before, item, role)?;
         if role != "assistant" {
             self.close_answer();
             self.messages.push(json!({"role": role, "content": content}));
@@ -166,6 +170,7 @@ impl<'b> Conversation<'b> {
 
     fn call_output(&mut self, item: &Field<'_, '_>, ignored: &mut IgnoredFields) -> Result<(), ApiError> {
         let (mut call, mut output) = (None, None);
+        let images_before = self.images.len();
         let (calls, images) = (&self.calls, &mut self.images);
         item.entries(|name, field| {
             match name {
@@ -184,6 +189,11 @@ impl<'b> Conversation<'b> {
         })?;
         let (call_id, function) = call.ok_or_else(|| item.missing("call_id"))?;
         let output = output.ok_or_else(|| item.missing("output"))?;
+        if self.images.len() > images_before {
+            let path = format!("{}.output", item.path());
+            let text = format!("`{path}` has an image; images are the user's.");
+            return Err(ApiError::field(ErrorKind::UnsupportedValue, path, text));
+        }
         let result = json!({"role": "tool", "content": output, "tool_call_id": call_id, "name": function});
         self.close_answer();
         self.messages.push(result);
@@ -253,7 +263,7 @@ fn read_part(
                 "input_text" | "output_text" => "text",
                 "refusal" => "refusal",
                 "input_image" => {
-                    images.refuse(&field);
+                    images.met(&field);
                     "image_url"
                 }
                 _ => {
@@ -266,8 +276,7 @@ fn read_part(
     })?;
     let text_key = text_key.ok_or_else(|| part.missing("type"))?;
     if text_key == "image_url" {
-        // Never rendered: the request is refused once all of it was read.
-        return images.read_flat(part, ignored).map(|()| json!({"type": "image"}));
+        return images.read_flat(part, ignored);
     }
     let mut text = None;
     part.entries(|name, field| {
@@ -315,7 +324,7 @@ mod tests {
         let body = json!({ "input": input });
         let mut messages = Vec::new();
         Field::root(&body).entries(|_, field| {
-            messages = read_input(&field, &test_bounds(), &mut IgnoredFields::default())?;
+            messages = read_input(&field, &test_bounds(), &mut IgnoredFields::default())?.messages;
             Ok(())
         })?;
         Ok(messages)

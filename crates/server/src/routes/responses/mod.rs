@@ -29,6 +29,7 @@ use crate::{
     openai::new_item_id,
     run::{self, Job},
     state::AppState,
+    visual,
 };
 
 /// Reads, renders, queues and answers one request.
@@ -45,8 +46,9 @@ pub(crate) async fn create(
     request.generation.wanted.reasoning =
         reasoning.decide(&request.reasoning, &mut request.template.kwargs)?;
     request.tools.apply(&state, &mut request.generation, &mut request.message_plan).await?;
-    let prompt = truncation::encode(&state, &mut request).await?;
+    let mut prompt = truncation::encode(&state, &mut request).await?;
     let fields = &request.generation;
+    visual::see(&state, &Job::plan(&state, fields, PromptSource::Input), &mut prompt).await?;
     let stamp = state.stamp(new_item_id("resp"), fields);
     let is_streamed = fields.stream;
     let job = Job::submit(&state, &context, fields, PromptSource::Input, vec![prompt]).await?;

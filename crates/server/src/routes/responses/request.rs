@@ -11,6 +11,7 @@ use crate::{
     known_fields::Route,
     message::MessagePlan,
     routes::chat::{TemplateFields, ToolFields, ToolStyle, read_metadata, read_service_tier},
+    visual::ImagePart,
 };
 
 /// A checked request.
@@ -18,6 +19,8 @@ use crate::{
 pub(super) struct ResponsesRequest {
     /// The items of `input` as the template sees them.
     pub(super) messages: Vec<Value>,
+    /// The images in them, by their index.
+    pub(super) images: Vec<ImagePart>,
     pub(super) template: TemplateFields,
     pub(super) generation: GenerationFields,
     pub(super) reasoning: ReasoningFields,
@@ -153,7 +156,10 @@ impl ResponsesRequest {
     ) -> Result<bool, ApiError> {
         let echo = &mut self.echo;
         match name {
-            "input" => self.messages = read_input(field, bounds, ignored)?,
+            "input" => {
+                let read = read_input(field, bounds, ignored)?;
+                (self.messages, self.images) = (read.messages, read.images);
+            }
             "instructions" => echo.instructions = Some(field.string()?.to_owned()),
             "max_output_tokens" => echo.max_output_tokens = Some(field.count(1, u32::MAX)?),
             "metadata" => echo.metadata = read_metadata(field)?,
@@ -402,9 +408,8 @@ mod tests {
     fn schema_and_parser_agree() {
         let base = json!({"input": "Hi"});
         let looser = ["locket", "input", "tools", "tool_choice", "text"];
-        assert_agreement(Route::Responses, &base, &looser, |body| {
-            ResponsesRequest::read(&Field::root(body), &test_bounds(), &mut IgnoredFields::default())
-                .map(drop)
+        assert_agreement(Route::Responses, &base, &looser, |body, bounds| {
+            ResponsesRequest::read(&Field::root(body), bounds, &mut IgnoredFields::default()).map(drop)
         });
     }
 }

@@ -1,6 +1,6 @@
 //! The conversation as a prompt; its oldest items are dropped if it is too long and may be cut.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use locket_processor::ChatPrompt;
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use crate::{
     prompt::{self, ChatNeeds},
     run::Job,
     state::AppState,
+    visual::{self, Picture},
 };
 
 /// Renders instructions and items, and tokenises them.
@@ -27,7 +28,9 @@ pub(super) async fn encode(state: &AppState, request: &mut ResponsesRequest) -> 
         tool_format: state.tool_format().unwrap_or_default(),
         ..std::mem::take(&mut request.template).into_prompt()
     };
-    let conversation = Conversation { state, request, template };
+    let images = std::mem::take(&mut request.images);
+    let pictures = visual::collect(state, images, &request.generation).await?;
+    let conversation = Conversation { state, request, template, pictures };
     if !request.truncates {
         return conversation.encode(messages).await;
     }
@@ -44,7 +47,7 @@ pub(super) async fn encode(state: &AppState, request: &mut ResponsesRequest) -> 
             Err(error) if error.kind == ErrorKind::ContextLengthExceeded && !is_shortest => None,
             prompt => Some(prompt?),
         };
-        match prompt.filter(|prompt| is_shortest || prompt.ids.len() <= room) {
+        match prompt.filter(|prompt| is_shortest || prompt.planned_length().positions <= room) {
             Some(prompt) => {
                 kept = Some(prompt);
                 if probe == 0 {
@@ -64,6 +67,8 @@ struct Conversation<'a> {
     request: &'a ResponsesRequest,
     /// Without messages.
     template: ChatPrompt,
+    /// All images, those of messages that are dropped too.
+    pictures: Vec<Arc<Picture>>,
 }
 
 impl Conversation<'_> {
@@ -74,7 +79,7 @@ impl Conversation<'_> {
         let fields = &self.request.generation;
         let needs = ChatNeeds::of(self.state, fields);
         let prompt = ChatPrompt { messages, ..self.template.clone() };
-        prompt::encode_chat(self.state, PromptSource::Input, prompt, needs).await
+        prompt::encode_chat(self.state, PromptSource::Input, prompt, needs, &self.pictures).await
     }
 }
 
