@@ -15,7 +15,7 @@ fn folder() -> PathBuf {
 }
 
 fn run(mut command: Command) {
-    let status = command.status().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let status = command.status().expect("the program runs");
     assert!(status.success(), "{command:?} failed; its output is above");
 }
 
