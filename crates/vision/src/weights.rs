@@ -244,14 +244,14 @@ impl Loader<'_> {
             ));
         }
         if view.stored == "i8" {
-            return self.from_8_bits(name, view);
+            return self.eight_bits(name, view);
         }
         plain(view).ok_or_else(|| {
             wrong(name, format!("is stored as {}; supported are f32, f16, bf16 and i8", view.stored))
         })
     }
 
-    fn from_8_bits(&self, name: &str, view: TensorView<'_>) -> Result<Vec<f32>, Error> {
+    fn eight_bits(&self, name: &str, view: TensorView<'_>) -> Result<Vec<f32>, Error> {
         let scale_name = format!("{name}.scale");
         let scale = self.parts.files.get(&scale_name).ok_or_else(|| missing(&scale_name))?;
         let rows = view.shape.first().copied().unwrap_or(1);

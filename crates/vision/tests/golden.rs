@@ -258,7 +258,7 @@ fn feature_layer_minus_two_is_the_last_but_one() {
     // The last layer is not even needed.
     let without = folder(&config, Layout::Newer, |name| name.contains("vision_tower.encoder.layers.3."));
     let features = compare(&open(without.path()), "odd", "next").features;
-    let mut last = config.clone();
+    let mut last = config;
     last["vision_feature_layer"] = json!(-1);
     let folder = folder(&last, Layout::Newer, |_| false);
     let model = open(folder.path());
@@ -326,7 +326,7 @@ fn what_is_missing_is_named() {
     assert_eq!(refusal(tower.path()).kind(), "no_vision");
     let text = folder(&read_json("next.json")["text_config"], Layout::Newer, |_| false);
     assert_eq!(refusal(text.path()).kind(), "no_vision");
-    let mut wide = config.clone();
+    let mut wide = config;
     wide["vision_config"]["hidden_size"] = json!(64);
     let wide = folder(&wide, Layout::Newer, |_| false);
     assert!(refusal(wide.path()).to_string().contains("shape [32]"));
