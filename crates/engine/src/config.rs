@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use locket_model::Extras;
+
 use crate::Error;
 
 /// Chunk borders lie at multiples of this many rows from the start of a sequence, so that
@@ -59,6 +61,9 @@ pub struct EngineConfig {
     /// Digest of all that makes the model's states and that the engine cannot see: weights, backend,
     /// side-car. Snapshots on disk are of use to the same fingerprint only. Zeros: unknown.
     pub model_fingerprint: [u8; 32],
+    /// What the model makes room for: adapters, and prompts whose images lose tokens inside the decoder
+    /// ([`Extras::planned_bytes`]). Nothing: what it has been told to make room for before.
+    pub extras: Extras,
 }
 
 impl Default for EngineConfig {
@@ -80,6 +85,7 @@ impl Default for EngineConfig {
             snapshot_dir: None,
             snapshot_disk_bytes: 8 << 30,
             model_fingerprint: [0; 32],
+            extras: Extras::default(),
         }
     }
 }

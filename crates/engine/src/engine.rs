@@ -33,6 +33,7 @@ mod prompt_outputs;
 mod resume;
 mod sampling;
 
+pub(crate) use admission::fail;
 pub(crate) use prompt_outputs::PromptOutputs;
 use sampling::{Row, Target};
 
@@ -84,6 +85,8 @@ pub(crate) struct Engine {
     pub(crate) scratch: Vec<SamplerScratch>,
     pub(crate) num_steps: u64,
     pub(crate) next_id: u64,
+    /// Adapters that are forgotten once no sequence goes through them.
+    pub(crate) unloading: Vec<locket_model::AdapterId>,
     /// All handles and streams are gone.
     pub(crate) is_abandoned: bool,
     /// When draining must end.
@@ -178,14 +181,19 @@ impl Engine {
         }
         self.check_drain();
         self.retire();
+        self.unload_adapters();
     }
 
     fn handle(&mut self, command: Command) {
         match command {
             Command::Submit(mut waiting) => {
-                self.start_load(&mut waiting);
-                self.scheduler.enqueue(*waiting);
+                if self.has_adapter(&waiting) {
+                    self.start_load(&mut waiting);
+                    self.scheduler.enqueue(*waiting);
+                }
             }
+            Command::LoadAdapter(load) => self.load_adapter(*load),
+            Command::UnloadAdapter(id) => self.unloading.push(id),
             // Cleared before anything is looked at: what changes later rings again.
             Command::Wake => self.shared.wake_pending.store(false, Ordering::SeqCst),
         }
@@ -195,13 +203,13 @@ impl Engine {
     fn schedule(&mut self) -> Result<bool, String> {
         self.admit()?;
         self.scheduler.plan(|decode_rows| self.budget.rows(decode_rows), &mut self.plan);
-        Ok(!self.plan.parts.is_empty())
+        Ok(!self.plan.is_empty())
     }
 
     /// Runs the planned rows; continuations of a request whose prompt is complete get its state.
     fn run(&mut self) -> Result<(), StepFailure> {
         let now = self.now();
-        for part in &self.plan.parts {
+        for part in self.plan.parts.iter().chain(&self.plan.held) {
             let sequence = &mut self.scheduler.running[part.index];
             sequence.last_step = self.num_steps;
             if sequence.times.started.is_none() {
@@ -235,7 +243,22 @@ impl Engine {
                 row += 1;
             }
         }
-        Ok(())
+        self.run_held(row)
+    }
+
+    /// Runs a part of a prompt that is split by layers; `row` is where its logits come to among those of
+    /// the step.
+    fn run_held(&mut self, row: usize) -> Result<(), StepFailure> {
+        let Some(part) = self.plan.held else { return Ok(()) };
+        if !self.runner.advance_held(&self.scheduler.running[part.index], part.rows as usize)? {
+            return Ok(());
+        }
+        let sequence = &mut self.scheduler.running[part.index];
+        sequence.num_cached = sequence.prompt_len();
+        self.shared.metrics.prefilled(sequence.request.prompt_ids.len(), 0);
+        self.finish_prompt(part.index);
+        self.targets.push(Target { index: part.index, row: Row::OfStep(row) });
+        self.copy_to_followers(part.index, row)
     }
 
     /// Gives the state of a prompt that was just completed to the continuations that waited for

@@ -10,7 +10,8 @@ use std::{
 };
 
 use locket_model::{
-    AdapterId, Batch, BatchSequence, BlockId, Error, MemoryUse, Model, ModelConfig, TokenScore,
+    Adapter, AdapterId, Batch, BatchSequence, BlockId, Error, Extras, HeldProgress, HeldPrompt, MemoryUse,
+    Model, ModelConfig, TokenScore,
     config::{RopeConfig, RopeScaling, RopeStyle},
     kv_cache::{BlockClass, CacheGeometry, CacheMethod, CachePlan, CacheSettings, SideArrays, SlotType},
 };
@@ -89,6 +90,10 @@ pub(crate) struct FakeModel {
     may_leave_grid: bool,
     clock: Arc<VirtualClock>,
     seen: Arc<Mutex<Seen>>,
+    extras: Extras,
+    adapters: Vec<bool>,
+    /// A held prompt and the rows that it has left to run, counted once per layer.
+    held: Option<(HeldPrompt, usize)>,
 }
 
 /// Bytes of an image per token, so that longer states are larger.
@@ -125,9 +130,15 @@ pub(crate) fn state_after(request: &GenerationRequest, output: &[u32], len: usiz
         });
         hash = mix(hash, word(id, embedding, position - next, request.adapter));
         next = position + 1;
+        if request.loses_tokens() && at as usize + 1 == request.prompt_ids.len() {
+            hash = mix(hash, LOSS);
+        }
     }
     hash
 }
+
+/// Added to the state of a block whose prompt has lost tokens.
+const LOSS: u64 = 0x1055;
 
 /// Logits `[VOCAB_SIZE]` after a block came to `hash`.
 pub(crate) fn logits_of(hash: u64) -> impl Iterator<Item = f32> {
@@ -158,6 +169,9 @@ impl FakeModel {
             may_leave_grid: false,
             clock: Arc::default(),
             seen: Arc::default(),
+            extras: Extras::default(),
+            adapters: Vec::new(),
+            held: None,
         }
     }
 
@@ -195,6 +209,12 @@ impl FakeModel {
     /// Appends the rows of one sequence and returns its block's state.
     fn append(&mut self, batch: &Batch, sequence: &BatchSequence) -> Result<Block, Error> {
         let (id, rows) = (sequence.block, sequence.rows.start as usize..sequence.rows.end as usize);
+        if sequence.adapter.is_some_and(|id| self.adapters.get(id.0 as usize) != Some(&true)) {
+            return Err(self.refuse(format!("adapter {:?} is not loaded", sequence.adapter)));
+        }
+        if self.held.as_ref().is_some_and(|(held, _)| held.batch.sequences[0].block == id) {
+            return Err(self.refuse(format!("block {} runs while its prompt is held", id.0)));
+        }
         let ids = &batch.ids[rows.clone()];
         let Some(mut block) = self.blocks.get(id.0 as usize).copied().flatten() else {
             return Err(self.refuse(format!("block {} is not open", id.0)));
@@ -389,6 +409,70 @@ impl Model for FakeModel {
         }
     }
 
+    fn reserve(&mut self, extras: &Extras) -> Result<(), Error> {
+        self.extras = *extras;
+        Ok(())
+    }
+
+    fn extras(&self) -> Extras {
+        self.extras
+    }
+
+    fn load_adapter(&mut self, _adapter: &Adapter) -> Result<AdapterId, Error> {
+        if self.adapters.iter().filter(|is_loaded| **is_loaded).count() >= self.extras.adapters {
+            return Err(Error::Plan("no room for an adapter".into()));
+        }
+        self.adapters.push(true);
+        Ok(AdapterId(self.adapters.len() as u32 - 1))
+    }
+
+    fn unload_adapter(&mut self, adapter: AdapterId) -> Result<(), Error> {
+        match self.adapters.get_mut(adapter.0 as usize) {
+            Some(is_loaded) if *is_loaded => *is_loaded = false,
+            _ => return Err(self.refuse(format!("{adapter:?} cannot be unloaded"))),
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, prompt: &HeldPrompt) -> Result<(), Error> {
+        let rows = prompt.batch.num_rows();
+        let block = prompt.batch.sequences[0].block;
+        let is_empty = self.blocks[block.0 as usize].is_some_and(|block| block.len == 0);
+        if self.held.is_some() || rows > self.extras.held_rows || !is_empty {
+            return Err(self.refuse(format!("a prompt of {rows} rows in block {} cannot be held", block.0)));
+        }
+        self.held = Some((prompt.clone(), 2 * rows));
+        Ok(())
+    }
+
+    fn advance_held(&mut self, max_rows: usize, logits: &mut Vec<f32>) -> Result<HeldProgress, Error> {
+        let Some((prompt, left)) = self.held.take() else {
+            return Err(self.refuse("nothing is held".into()));
+        };
+        let rows = left.min(max_rows);
+        self.clock.advance(Duration::from_micros(50 * rows as u64));
+        self.latest.clear();
+        if left > rows {
+            self.held = Some((prompt, left - rows));
+            return Ok(HeldProgress::Working { rows });
+        }
+        self.check_ids(&prompt.batch.ids)?;
+        let sequence = &prompt.batch.sequences[0];
+        let mut block = self.append(&prompt.batch, sequence)?;
+        block.hash = mix(block.hash, LOSS);
+        self.blocks[sequence.block.0 as usize] = Some(block);
+        logits.clear();
+        logits.extend(logits_of(block.hash));
+        if block.has_nan {
+            logits[0] = f32::NAN;
+        }
+        Ok(HeldProgress::Done { rows })
+    }
+
+    fn release_held(&mut self) {
+        self.held = None;
+    }
+
     fn max_batch_rows(&self) -> usize {
         self.max_batch_rows
     }
@@ -404,7 +488,7 @@ fn config() -> ModelConfig {
         vocab_size: VOCAB_SIZE,
         hidden_size: WIDTH,
         intermediate_size: 2,
-        num_layers: 1,
+        num_layers: 2,
         num_heads: 1,
         num_kv_heads: 1,
         head_dim: 2,
@@ -421,7 +505,7 @@ fn config() -> ModelConfig {
         output_bias: false,
         mlp_bias: false,
         qk_norm: false,
-        sliding_window: vec![None],
+        sliding_window: vec![None; 2],
         eos_token_ids: vec![0],
         bos_token_id: None,
     }

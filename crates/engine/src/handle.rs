@@ -7,12 +7,13 @@ use std::sync::{
 };
 
 use locket_model::{
-    MemoryUse, Model, ModelConfig,
+    Adapter, AdapterId, Extras, MemoryUse, Model, ModelConfig,
     kv_cache::{CacheMethod, CachePlan, CacheSettings},
 };
 
 use crate::{
     GenerationRequest, SubmitError,
+    adapters::{Adapters, LoadAdapter},
     clock::Clock,
     config::EngineConfig,
     metrics::EngineMetrics,
@@ -45,16 +46,24 @@ pub struct EngineFacts {
     pub cache: CachePlan,
     /// Bytes by pool.
     pub memory: MemoryUse,
+    /// Room for adapters, and for prompts whose images lose tokens inside the decoder.
+    pub extras: Extras,
 }
 
 impl EngineFacts {
     /// What `model` says of itself.
     pub(crate) fn of(model: &dyn Model) -> Self {
-        Self { model: model.config().clone(), cache: model.cache_plan().clone(), memory: model.memory() }
+        Self {
+            model: model.config().clone(),
+            cache: model.cache_plan().clone(),
+            memory: model.memory(),
+            extras: model.extras(),
+        }
     }
 }
 
-/// What handles and the engine thread share. All of it is atomic: no lock is ever held.
+/// What handles and the engine thread share. All of it is atomic but the adapters, whose lock is held for a
+/// look at a map.
 pub(crate) struct Shared {
     pub facts: EngineFacts,
     pub config: EngineConfig,
@@ -74,6 +83,8 @@ pub(crate) struct Shared {
     unsteady_until_ms: AtomicU64,
     /// Whether a [`Command::Wake`] is in the channel: one is enough.
     pub wake_pending: AtomicBool,
+    /// Adapters that requests may name.
+    pub adapters: Adapters,
 }
 
 impl Shared {
@@ -98,6 +109,7 @@ impl Shared {
             next_order: AtomicU64::new(0),
             unsteady_until_ms: AtomicU64::new(0),
             wake_pending: AtomicBool::new(false),
+            adapters: Adapters::default(),
         }
     }
 
@@ -153,6 +165,10 @@ pub(crate) enum Command {
     Submit(Box<WaitingRequest>),
     /// Look again: a reader made room or left, or the engine is to drain.
     Wake,
+    /// Take an adapter.
+    LoadAdapter(Box<LoadAdapter>),
+    /// Forget an adapter once no sequence goes through it.
+    UnloadAdapter(AdapterId),
 }
 
 /// The way in: shared by handles and streams, so that the engine sees when all are gone.
@@ -226,6 +242,8 @@ impl EngineHandle {
         }
         let max_new = self.check_fit(&request)?;
         self.take_whole_block(&mut request.cache);
+        // A block is laid out anew between two steps, but such a prompt has none.
+        request.cache.layer_budgets &= !request.loses_tokens();
         let count = request.n as usize;
         let full = || SubmitError::QueueFull { limit: shared.config.max_waiting };
         if !shared.reserve_waiting(count) {
@@ -277,7 +295,12 @@ impl EngineHandle {
     fn chain(&self, request: &GenerationRequest) -> Option<Arc<KeyChain>> {
         let is_wanted = request.use_snapshots && !request.reads_prompt();
         let fingerprint = self.shared().fingerprint.as_ref().filter(|_| is_wanted)?;
-        let chain = KeyChain::of(fingerprint, None, request);
+        // What is lost inside the decoder depends on the question: no part of such a prompt is shared.
+        if request.loses_tokens() {
+            return None;
+        }
+        let adapter = request.adapter.and_then(|id| self.shared().adapters.digest(id));
+        let chain = KeyChain::of(fingerprint, adapter.as_ref(), request);
         Some(Arc::new(chain))
     }
 
@@ -303,7 +326,25 @@ impl EngineHandle {
                 model.vocab_size
             ));
         }
+        if let Some(id) = request.adapter.filter(|&id| self.shared().adapters.digest(id).is_none()) {
+            return refuse(format!("adapter {} is not loaded", id.0));
+        }
         let span = visual::check(request, model).or_else(refuse)?;
+        if request.loses_tokens() {
+            let held_rows = self.shared().facts.extras.held_rows;
+            if prompt > held_rows {
+                return refuse(format!(
+                    "the prompt has {prompt} rows and images that lose tokens inside the decoder, but only \
+                     {held_rows} rows can be held"
+                ));
+            }
+            if request.reads_prompt() {
+                return refuse("nothing can be wanted of a prompt whose images lose tokens".into());
+            }
+            if request.visual.last().is_some_and(|span| span.rows.end as usize == prompt) {
+                return refuse("the prompt ends with an image, but its text ranks tokens".into());
+            }
+        }
         // Positions that are left out, by images of which not everything was kept.
         let gaps = span as usize - prompt;
         // A block without ring keeps every token; one with a ring is never full, and its positions
@@ -335,6 +376,29 @@ impl EngineHandle {
         }
         // The last token is sampled and never run, so it needs no slot.
         Ok(u32::try_from(room - prompt + 1).unwrap_or(u32::MAX).min(request.max_tokens))
+    }
+
+    /// Loads an adapter that was read for this model; requests may name it from now on. Waits for the
+    /// engine: call it outside of an async runtime.
+    ///
+    /// # Errors
+    /// [`SubmitError::DoesNotFit`] if there is no room for it, or that the engine has ended.
+    pub fn load_adapter(&self, adapter: Adapter) -> Result<AdapterId, SubmitError> {
+        self.shared().adapters.load(adapter, |load| {
+            self.door.commands.send(Command::LoadAdapter(load)).map_err(|_| self.has_ended())
+        })
+    }
+
+    /// Refuses requests that name the adapter from now on, and has it forgotten once no sequence goes through
+    /// it. Returns whether it was there. Waits for a place in the channel, no longer.
+    pub fn unload_adapter(&self, adapter: AdapterId) -> bool {
+        let was_there = self.shared().adapters.remove(adapter);
+        // An engine that has ended has forgotten everything.
+        was_there && self.door.commands.send(Command::UnloadAdapter(adapter)).is_ok()
+    }
+
+    fn has_ended(&self) -> SubmitError {
+        if self.status() == EngineStatus::Dead { SubmitError::Dead } else { SubmitError::ShuttingDown }
     }
 
     fn shared(&self) -> &Shared {

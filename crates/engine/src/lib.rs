@@ -4,6 +4,7 @@
 //! bounded channel per sequence ([`SequenceStream`]). The scheduler knows no tensors, the model
 //! knows no queues. Read first: `sequence.rs`, `scheduler.rs`, `engine.rs`.
 
+mod adapters;
 mod block_pool;
 mod budget;
 mod clock;
@@ -34,7 +35,7 @@ pub use config::EngineConfig;
 pub use embedding::Pooling;
 pub use error::{EngineFailure, Error, SubmitError};
 pub use handle::{EngineFacts, EngineHandle, EngineStatus};
-pub use locket_model::{AdapterId, Boundary, Keep, LayerDrops, Rank};
+pub use locket_model::{Adapter, AdapterId, Boundary, Extras, Keep, LayerDrops, Rank};
 pub use request::{
     FinishReason, GenerationRequest, SampledToken, SamplingParams, SequenceEvent, TokenLogprob,
 };

@@ -74,6 +74,13 @@ impl GenerationRequest {
         visual::position(&self.visual, at)
     }
 
+    /// Whether images lose tokens inside the decoder: the prompt is then split by layers, in a step's part of
+    /// its own.
+    pub(crate) fn loses_tokens(&self) -> bool {
+        let mut drops = self.visual.iter().filter_map(|span| span.drops.as_ref());
+        drops.any(|drops| !drops.boundaries.is_empty())
+    }
+
     /// Whether something is wanted of the prompt's own rows: all of them are run then.
     pub(crate) fn reads_prompt(&self) -> bool {
         self.prompt_logprobs.is_some() || self.pooling.is_some()

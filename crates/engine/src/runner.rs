@@ -1,8 +1,10 @@
 //! From a plan to the model and back: builds batches, knows no queues.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use locket_model::{Batch, BlockId, Error, Model, kv_cache::CacheSettings};
+use locket_model::{
+    Adapter, AdapterId, Batch, BlockId, Error, HeldProgress, HeldPrompt, Model, kv_cache::CacheSettings,
+};
 
 use crate::{clock::Clock, scheduler::StepPlan, sequence::Sequence, visual};
 
@@ -15,11 +17,23 @@ pub(crate) struct Runner {
     /// What some rows of it were asked for: logits `[rows, vocab_size]` of at most
     /// [`SCORED_ROWS`](crate::scoring::SCORED_ROWS), or states `[rows, hidden_size]`.
     row_values: Vec<f32>,
+    /// Whose prompt the model holds.
+    held: Option<BlockId>,
+    held_logits: Vec<f32>,
+    adapters: BTreeSet<AdapterId>,
 }
 
 impl Runner {
     pub(crate) fn new(model: Box<dyn Model>) -> Self {
-        Self { model, batch: Batch::default(), logits: Vec::new(), row_values: Vec::new() }
+        Self {
+            model,
+            batch: Batch::default(),
+            logits: Vec::new(),
+            row_values: Vec::new(),
+            held: None,
+            held_logits: Vec::new(),
+            adapters: BTreeSet::new(),
+        }
     }
 
     /// The model.
@@ -31,6 +45,10 @@ impl Runner {
     /// [`Self::logits_row`].
     pub(crate) fn run(&mut self, plan: &StepPlan, running: &[Sequence]) -> Result<(), Error> {
         self.batch.clear();
+        if plan.parts.is_empty() {
+            self.logits.clear();
+            return Ok(());
+        }
         for part in &plan.parts {
             let sequence = &running[part.index];
             let (from, request) = (sequence.num_cached, &sequence.request);
@@ -44,6 +62,52 @@ impl Runner {
             }
         }
         self.forward()
+    }
+
+    /// Runs up to `rows` rows of a prompt whose images lose tokens through some layers, after [`Self::run`].
+    /// Returns whether that was all; then the logits of its last row are the last of the step's.
+    pub(crate) fn advance_held(&mut self, sequence: &Sequence, rows: usize) -> Result<bool, Error> {
+        if self.held != Some(sequence.block) {
+            self.held = None;
+            self.model.hold(&held_prompt(sequence))?;
+            self.held = Some(sequence.block);
+        }
+        let progress = self.model.advance_held(rows, &mut self.held_logits);
+        let is_done = !matches!(progress, Ok(HeldProgress::Working { .. }));
+        if is_done {
+            self.held = None;
+        }
+        progress?;
+        if is_done {
+            let width = self.model.config().vocab_size;
+            if self.held_logits.len() != width {
+                let got = self.held_logits.len();
+                return Err(Error::Device(format!("the model returned {got} logits instead of {width}")));
+            }
+            self.logits.extend_from_slice(&self.held_logits);
+        }
+        Ok(is_done)
+    }
+
+    /// Takes an adapter.
+    pub(crate) fn load_adapter(&mut self, adapter: &Adapter) -> Result<AdapterId, Error> {
+        self.model.load_adapter(adapter).inspect(|&id| {
+            self.adapters.insert(id);
+        })
+    }
+
+    /// Whether an adapter is loaded.
+    pub(crate) fn has_adapter(&self, id: AdapterId) -> bool {
+        self.adapters.contains(&id)
+    }
+
+    /// Forgets an adapter.
+    pub(crate) fn unload_adapter(&mut self, id: AdapterId) {
+        if self.adapters.remove(&id)
+            && let Err(error) = self.model.unload_adapter(id)
+        {
+            tracing::error!(%error, "an adapter could not be unloaded");
+        }
     }
 
     fn forward(&mut self) -> Result<(), Error> {
@@ -110,6 +174,10 @@ impl Runner {
 
     /// Scrubs a block.
     pub(crate) fn close(&mut self, block: BlockId) {
+        if self.held == Some(block) {
+            self.held = None;
+            self.model.release_held();
+        }
         self.model.close_block(block);
     }
 
@@ -130,4 +198,22 @@ impl Runner {
         self.close(block);
         Ok((rows, took))
     }
+}
+
+/// A sequence's whole prompt, and what its images lose.
+fn held_prompt(sequence: &Sequence) -> HeldPrompt {
+    let request = &sequence.request;
+    let mut batch = Batch::default();
+    let positions = (0..sequence.prompt_len()).map(|at| request.position(at));
+    batch.push_at(sequence.block, positions, &request.prompt_ids, true);
+    batch.set_adapter(request.adapter);
+    for span in &request.visual {
+        batch.embed(span.rows.clone(), &span.embeddings, 0);
+    }
+    let losing = request.visual.iter().filter_map(|span| {
+        let drops = span.drops.as_ref().filter(|drops| !drops.boundaries.is_empty())?;
+        Some((span.rows.clone(), Arc::clone(drops)))
+    });
+    let images = losing.collect();
+    HeldPrompt { batch, images, visual: request.visual.iter().map(|span| span.rows.clone()).collect() }
 }

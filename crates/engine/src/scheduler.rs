@@ -14,10 +14,15 @@
 //! prompt, which spends whole chunks of credit before anybody else is served. So the oldest
 //! prompt gets at least a quarter of the prefill rows (less one chunk), and no prompt starves.
 //!
+//! **Prompts that are split by layers**, because their images lose tokens inside the decoder, run one at a
+//! time, the oldest first; half of the prefill rows are theirs while other prompts want some.
+//!
 //! **Snapshots.** A prompt's chunk ends where a snapshot is to be taken, also off the grid of 16
 //! rows; the next one then ends on the grid again.
 
 use std::time::Duration;
+
+use locket_model::BlockId;
 
 use crate::{
     block_pool::BlockPool,
@@ -52,6 +57,8 @@ pub(crate) struct StepPlan {
     pub decode_rows: usize,
     /// Rows of prompts.
     pub prefill_rows: usize,
+    /// Rows of a prompt that is split by layers, run behind the others.
+    pub held: Option<PlannedRows>,
 }
 
 impl StepPlan {
@@ -60,7 +67,13 @@ impl StepPlan {
         self.decode_rows + self.prefill_rows
     }
 
+    /// Whether nothing is to be run.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parts.is_empty() && self.held.is_none()
+    }
+
     pub(crate) fn clear(&mut self) {
+        self.held = None;
         self.parts.clear();
         self.decode_rows = 0;
         self.prefill_rows = 0;
@@ -111,6 +124,10 @@ pub(crate) struct Scheduler {
     /// Reused between steps.
     decoding: Vec<usize>,
     candidates: Vec<Candidate>,
+    /// Prompts that are split by layers.
+    losing: Vec<usize>,
+    /// The block of the one that is under way.
+    holding: Option<BlockId>,
 }
 
 impl Scheduler {
@@ -123,6 +140,8 @@ impl Scheduler {
             credit: (SequenceId(0), 0),
             decoding: Vec::new(),
             candidates: Vec::new(),
+            losing: Vec::new(),
+            holding: None,
         }
     }
 
@@ -195,19 +214,42 @@ impl Scheduler {
         self.plan_decode(self.limits.max_rows - reserve, plan);
         // A prompt that is due advances in every step, if only by one chunk.
         let rows = budget(plan.decode_rows).saturating_sub(plan.decode_rows).max(CHUNK_ROWS);
+        let rows = self.plan_held(rows, plan);
         self.plan_prefill(rows.min(self.limits.max_rows - plan.decode_rows), plan);
+    }
+
+    /// Gives rows to a prompt that is split by layers; returns how many are left for others.
+    fn plan_held(&mut self, rows: usize, plan: &mut StepPlan) -> usize {
+        let running = &self.running;
+        let is_held = |&&index: &&usize| Some(running[index].block) == self.holding;
+        let under_way = self.losing.iter().find(is_held);
+        let oldest = self.losing.iter().min_by_key(|&&index| running[index].id);
+        let Some(&index) = under_way.or(oldest) else {
+            self.holding = None;
+            return rows;
+        };
+        self.holding = Some(running[index].block);
+        let own = if self.candidates.is_empty() { rows } else { (rows / 2).max(CHUNK_ROWS) };
+        let own = own.min(self.limits.prefill_chunk) / CHUNK_ROWS * CHUNK_ROWS;
+        plan.held = Some(PlannedRows { index, rows: own as u32, sample: true });
+        rows.saturating_sub(own).max(CHUNK_ROWS)
     }
 
     /// Sorts the running sequences into those that decode and those that prefill.
     fn collect(&mut self) {
         self.decoding.clear();
         self.candidates.clear();
+        self.losing.clear();
         for (index, sequence) in self.running.iter().enumerate() {
             if sequence.end.is_some() || sequence.leader.is_some() || sequence.awaits_guide() {
                 continue;
             }
             if sequence.is_prefill() {
-                if sequence.events.has_room(MAX_EVENTS_PER_STEP) {
+                if sequence.request.loses_tokens() {
+                    if sequence.events.has_room(MAX_EVENTS_PER_STEP) {
+                        self.losing.push(index);
+                    }
+                } else if sequence.events.has_room(MAX_EVENTS_PER_STEP) {
                     let remaining = sequence.prefill_remaining();
                     let to_snapshot = sequence.rows_to_snapshot(self.limits.snapshot_interval);
                     let to_border = sequence.request.cache.rows_to_border(sequence.num_cached);

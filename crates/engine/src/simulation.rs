@@ -7,13 +7,17 @@ use std::{
     time::Duration,
 };
 
-use locket_model::kv_cache::{CacheMethod, CacheSettings};
+use locket_model::{
+    adapter::{Linear, LoraPair, LoraType},
+    kv_cache::{CacheMethod, CacheSettings},
+};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::{
-    Advance, EngineConfig, EngineFailure, EngineHandle, FinishReason, GenerationRequest, Guide, SampledToken,
-    SamplingParams, SequenceEvent, SequenceStream, SharedPlan, SubmitError, TokenSet,
+    Adapter, AdapterId, Advance, EngineConfig, EngineFailure, EngineHandle, Extras, FinishReason,
+    GenerationRequest, Guide, SampledToken, SamplingParams, SequenceEvent, SequenceStream, SharedPlan,
+    SubmitError, TokenSet,
     engine::{Engine, Turn},
     fake_model::{FakeModel, Seen, VOCAB_SIZE, VirtualClock, hash_of, logits_of, state_after},
     sampler::{Choice, SamplerScratch, SequenceSampler},
@@ -41,6 +45,8 @@ struct Bench {
     clock: Arc<VirtualClock>,
     seen: Arc<Mutex<Seen>>,
     registry: prometheus::Registry,
+    /// Adapters made so far.
+    adapters: f32,
 }
 
 impl Bench {
@@ -55,7 +61,28 @@ impl Bench {
         let (mut engine, handle) = build(Box::new(model), config, &registry, time).unwrap();
         // Guides are computed when a test says so.
         engine.workers.work_by_hand();
-        Self { engine, handle, clock, seen, registry }
+        Self { engine, handle, clock, seen, registry, adapters: 0.0 }
+    }
+
+    /// Has an adapter loaded, unless there is no room, as a thread of the server would.
+    fn load_adapter(&mut self) {
+        let handle = self.handle.clone();
+        // Each another one.
+        self.adapters += 1.0;
+        let (scale, stored) = (self.adapters, LoraType::F32);
+        let pair = LoraPair { a: vec![1.0; 2], b: vec![1.0; 2], rank: 1, scale, stored };
+        let adapter = Adapter::new(&handle.facts().model, [(0, Linear::Q, pair)]).unwrap();
+        let loading = std::thread::spawn(move || handle.load_adapter(adapter));
+        while !loading.is_finished() {
+            if self.engine.turn() != Turn::Worked {
+                std::thread::yield_now();
+            }
+        }
+        let loaded = loading.join().unwrap();
+        assert!(
+            matches!(loaded, Ok(_) | Err(SubmitError::DoesNotFit(_) | SubmitError::ShuttingDown)),
+            "{loaded:?}"
+        );
     }
 
     /// Turns until nothing can run.
@@ -110,6 +137,7 @@ fn config() -> EngineConfig {
         seed: Some(7),
         target_step: Duration::from_millis(4),
         queue_timeout: Duration::ZERO,
+        extras: Extras { adapters: 2, max_rank: 8, held_rows: 256 },
         ..EngineConfig::default()
     }
 }
@@ -230,7 +258,11 @@ fn random_request(rng: &mut StdRng) -> GenerationRequest {
     }
     if rng.random_bool(0.3) {
         images::see(&mut request, rng);
+        if rng.random_bool(0.5) {
+            images::lose(&mut request, rng);
+        }
     }
+    request.adapter = rng.random_bool(0.2).then(|| AdapterId(rng.random_range(0..3)));
     if rng.random_bool(0.4) {
         request.steering = Some(SharedPlan::new(steered::Script { seed: rng.random() }));
         request.sampling.min_tokens = rng.random_range(0..4);
@@ -259,6 +291,7 @@ fn schedule(seed: u64) {
         ..config()
     };
     let mut bench = Bench::new(&[(32, 4), (80, 3), (256, 3)], config.clone());
+    (0..2).for_each(|_| bench.load_adapter());
     let mut readers: Vec<Reader> = Vec::new();
     let num_actions = rng.random_range(20..150);
     for action in 0..num_actions {
@@ -270,6 +303,10 @@ fn schedule(seed: u64) {
             }
             4 => {
                 bench.compute_a_guide(rng);
+                if rng.random_bool(0.02) {
+                    bench.handle.unload_adapter(AdapterId(rng.random_range(0..3)));
+                    bench.load_adapter();
+                }
             }
             5 => {
                 for reader in &mut readers {
@@ -302,6 +339,7 @@ fn submit(bench: &Bench, rng: &mut StdRng, readers: &mut Vec<Reader>) {
             events: Vec::new(),
         })),
         Err(SubmitError::QueueFull { .. } | SubmitError::ShuttingDown) => {}
+        Err(SubmitError::DoesNotFit(reason)) if reason.starts_with("adapter") => {}
         Err(error) => panic!("{error}"),
     }
 }

@@ -6,7 +6,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use locket_model::Model;
+use locket_model::{Extras, Model};
 use prometheus::Registry;
 
 use crate::{
@@ -73,12 +73,16 @@ pub fn start(
 
 /// Makes an engine that does not run yet, and its handle.
 pub(crate) fn build(
-    model: Box<dyn Model>,
+    mut model: Box<dyn Model>,
     config: EngineConfig,
     registry: &Registry,
     clock: Arc<dyn Clock>,
 ) -> Result<(Engine, EngineHandle), Error> {
     config.validate()?;
+    if config.extras != Extras::default() {
+        let refused = |error| Error::Config { field: "extras", reason: format!("cannot be: {error}") };
+        model.reserve(&config.extras).map_err(refused)?;
+    }
     let max_rows = config.max_batch_rows.min(model.max_batch_rows());
     if max_rows < 2 * CHUNK_ROWS {
         let reason = format!("is cut down to {max_rows} by the model's workspace, must be at least 32");
@@ -100,8 +104,8 @@ pub(crate) fn build(
     let budget = RowBudget::new(config.target_step, max_rows);
     let scratch = (0..config.effective_sampler_threads()).map(|_| SamplerScratch::default()).collect();
     // Waiting sequences are counted before they are sent, so there is always room for them; one
-    // more place is for the one wake-up that may be under way.
-    let (sender, commands) = mpsc::sync_channel(config.max_waiting + 1);
+    // more place each is for the one wake-up and the one adapter that may be under way.
+    let (sender, commands) = mpsc::sync_channel(config.max_waiting + 2);
     let shared = Arc::new(Shared::new(facts, config, metrics, clock));
     let door = Arc::new(Door::new(Arc::clone(&shared), sender));
     let snapshots = Snapshots::open(&shared, door.bell())?;
@@ -120,6 +124,7 @@ pub(crate) fn build(
         scratch,
         num_steps: 0,
         next_id: 0,
+        unloading: Vec::new(),
         is_abandoned: false,
         drain_deadline: None,
         last_failure: None,

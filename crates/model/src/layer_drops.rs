@@ -70,9 +70,6 @@ impl LayerDrops {
     /// [`Error::InvalidBatch`] naming what is wrong.
     pub fn check(&self, rows: usize, num_layers: usize) -> Result<(), Error> {
         let invalid = |reason: String| Err(Error::InvalidBatch(reason));
-        if self.compact && self.cut {
-            return invalid("layers are cut by position, which compact positions do not allow".into());
-        }
         if !self.boundaries.is_sorted_by(|a, b| a.layer < b.layer) {
             return invalid("layers of boundaries must ascend".into());
         }

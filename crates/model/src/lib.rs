@@ -122,6 +122,11 @@ pub trait Model: Send {
         Err(Error::Plan("this model takes no adapters and drops no tokens".into()))
     }
 
+    /// What [`Self::reserve`] made room for.
+    fn extras(&self) -> Extras {
+        Extras::default()
+    }
+
     /// Takes an adapter that was read for this model; sequences may go through it from the next step on.
     ///
     /// # Errors
@@ -201,7 +206,7 @@ impl TokenScore {
 pub struct MemoryUse {
     /// Bytes of weights, adapters included, in the form the backend uses.
     pub weights: u64,
-    /// Bytes of activations and scratch for the largest batch.
+    /// Bytes of activations and scratch for the largest batch, and of the rows of a held prompt.
     pub workspace: u64,
     /// Bytes of key/value slots and their side arrays, all blocks.
     pub cache: u64,

@@ -50,13 +50,20 @@ pub struct Llama<O: Ops> {
     latest: Option<(O::Step, u32)>,
     adapters: Loaded<O::Lora>,
     held: Option<Held>,
-    held_rows: usize,
+    extras: Extras,
 }
 
 impl<O: Ops> Llama<O> {
     /// Joins a backend and the weights that it prepared.
     pub fn new(ops: O, weights: LlamaWeights<O::Weight>) -> Self {
-        Self { ops, weights, latest: None, adapters: Loaded::default(), held: None, held_rows: 0 }
+        Self {
+            ops,
+            weights,
+            latest: None,
+            adapters: Loaded::default(),
+            held: None,
+            extras: Extras::default(),
+        }
     }
 
     /// The backend, for callers that need more than [`Model`] (training, graph capture).
@@ -260,9 +267,13 @@ where
 
     fn reserve(&mut self, extras: &Extras) -> Result<(), Error> {
         self.ops.reserve(extras)?;
-        self.held_rows = extras.held_rows;
+        self.extras = *extras;
         self.adapters.limit(*extras);
         Ok(())
+    }
+
+    fn extras(&self) -> Extras {
+        self.extras
     }
 
     fn load_adapter(&mut self, adapter: &Adapter) -> Result<AdapterId, Error> {
@@ -275,7 +286,7 @@ where
 
     fn hold(&mut self, prompt: &HeldPrompt) -> Result<(), Error> {
         self.held = None;
-        let held = Held::new(prompt, self.held_rows, &self.ops.config().model)?;
+        let held = Held::new(prompt, self.extras.held_rows, &self.ops.config().model)?;
         self.ops.check_held(held.block(), &prompt.batch.positions)?;
         self.held = Some(held);
         Ok(())
@@ -304,7 +315,11 @@ where
 
     fn memory(&self) -> MemoryUse {
         let memory = self.ops.memory();
-        MemoryUse { weights: memory.weights + self.adapters.num_bytes(), ..memory }
+        MemoryUse {
+            weights: memory.weights + self.adapters.num_bytes(),
+            workspace: memory.workspace + self.extras.held_bytes(&self.ops.config().model),
+            ..memory
+        }
     }
 
     fn prefault(&mut self) {

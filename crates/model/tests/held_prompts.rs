@@ -377,6 +377,7 @@ fn what_a_slow_decoder_says() {
         ("fastv", LayerDrops { boundaries: vec![boundary(2, 11, None)], ..LayerDrops::default() }),
         ("must", must([25, 9], &[0, 3, 30], false)),
         ("must, cut", must([25, 9], &[0, 3, 30], true)),
+        ("must, cut, compact", LayerDrops { compact: true, ..must([25, 9], &[0, 3, 30], true) }),
         ("must, thresholds", thresholds),
         ("everything leaves", pyramid([5, 0], false)),
     ];
@@ -513,8 +514,6 @@ fn what_cannot_be_is_refused_by_name() {
     );
     assert!(refused(of(must([20, 1], &[1, 2], false))).contains("key set"));
     assert!(refused(of(must([20, 9], &[1, 30], false))).contains("key set"));
-    let both = LayerDrops { compact: true, ..must([20, 9], &[], true) };
-    assert!(refused(of(both)).contains("compact"));
     assert!(
         refused(prompt(201, &[(10..40, Some(pyramid([9, 3], false)))], LARGE, 6)).contains("room for 200")
     );

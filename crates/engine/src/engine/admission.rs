@@ -126,7 +126,7 @@ impl Engine {
 }
 
 /// Tells the readers of a waiting request that it has failed.
-fn fail(waiting: &WaitingRequest, failure: EngineFailure, shared: &crate::handle::Shared) {
+pub(crate) fn fail(waiting: &WaitingRequest, failure: EngineFailure, shared: &crate::handle::Shared) {
     for sequence in &waiting.sequences {
         shared.metrics.ended_waiting(End::Failed(failure));
         sequence.events.send(SequenceEvent::Failed(failure));

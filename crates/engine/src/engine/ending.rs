@@ -23,7 +23,7 @@ impl Engine {
         self.last_failure = Some(now);
         let failed = Some(End::Failed(EngineFailure::Internal));
         let mut leaders: Vec<SequenceId> = Vec::with_capacity(self.plan.parts.len());
-        for part in &self.plan.parts {
+        for part in self.plan.parts.iter().chain(&self.plan.held) {
             let sequence = &mut self.scheduler.running[part.index];
             sequence.end = sequence.end.or(failed);
             leaders.push(sequence.id);

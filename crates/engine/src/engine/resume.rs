@@ -42,7 +42,7 @@ pub(super) fn open(
         return Ok(Opened::default());
     };
     let mut opened = Opened::default();
-    if let Some(snapshot) = snapshots.find(chain, chain.usable(&request.prompt_ids)) {
+    if let Some(snapshot) = snapshots.find(chain, chain.names(&request.prompt_ids)) {
         let began = shared.clock.now();
         match runner.import(block, &snapshot.image) {
             Ok(()) => {
@@ -68,7 +68,7 @@ impl Engine {
     /// Begins to read a snapshot if the disk has a better one than RAM.
     pub(super) fn start_load(&mut self, waiting: &mut WaitingRequest) {
         let Some((snapshots, chain)) = self.snapshots.as_mut().zip(waiting.chain.as_ref()) else { return };
-        if snapshots.start_load(waiting.order, chain, chain.usable(&waiting.request.prompt_ids)) {
+        if snapshots.start_load(waiting.order, chain, chain.names(&waiting.request.prompt_ids)) {
             waiting.loading_until = Some(self.shared.clock.now() + LOAD_PATIENCE);
         }
     }
@@ -137,7 +137,7 @@ impl Engine {
 /// Takes the state of `sequence` as it is now, unless it is there already.
 fn take(snapshots: &mut Snapshots, runner: &Runner, shared: &Shared, sequence: &Sequence, moment: Moment) {
     let Some(chain) = &sequence.chain else { return };
-    if !chain.is_shared(sequence.num_cached) {
+    if !chain.is_named(sequence.num_cached) {
         return;
     }
     let mut tokens = sequence.cached_ids();

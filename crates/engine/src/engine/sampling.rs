@@ -148,7 +148,10 @@ impl Engine {
     /// Learns from a step and counts it.
     pub(super) fn count_step(&mut self, began: Duration) {
         let took = self.now().saturating_sub(began);
-        self.budget.observe(self.plan.num_rows(), took);
+        // Rows of a held prompt run through some layers only and say nothing of others.
+        if self.plan.held.is_none() {
+            self.budget.observe(self.plan.num_rows(), took);
+        }
         self.shared.metrics.step(StepFacts {
             prefill_rows: self.plan.prefill_rows,
             decode_rows: self.plan.decode_rows,

@@ -7,9 +7,7 @@
 //! candidates: before a snapshot is used, its tokens are compared one by one.
 //!
 //! **Images.** Here a visual token is called by a *name*, 31 bits made of its image's key and its place in it
-//! above all ids; the whole key is in the digest of the page in which the image begins. What leaves inside
-//! the decoder depends on the question behind the image, so states from the first such image on are not
-//! shared at all.
+//! above all ids; the whole key is in the digest of the page in which the image begins.
 
 use sha2::{Digest as _, Sha256};
 
@@ -54,8 +52,6 @@ pub(crate) struct KeyChain {
     names: Option<Vec<u32>>,
     /// First rows of its images.
     images: Vec<u32>,
-    /// Tokens whose state depends on nothing behind them.
-    shared: u32,
 }
 
 /// Set in the names of visual tokens.
@@ -93,21 +89,17 @@ impl KeyChain {
             }
             digests.push(last);
         }
-        let dropping = spans.iter().find(|span| span.drops.is_some());
         Self {
             digests,
             settings: format!("{settings:?}"),
             names,
             images: spans.iter().map(|span| span.rows.start).collect(),
-            shared: dropping.map_or(u32::MAX, |span| span.rows.start),
         }
     }
 
-    /// The tokens of the prompt `ids` as they are called here, as far as a state may be taken over: all, or
-    /// those up to one behind the last that is shared.
-    pub(crate) fn usable<'a>(&'a self, ids: &'a [u32]) -> &'a [u32] {
-        let tokens = self.names.as_deref().unwrap_or(ids);
-        &tokens[..tokens.len().min(self.shared.saturating_add(1) as usize)]
+    /// The tokens of the prompt `ids` as they are called here.
+    pub(crate) fn names<'a>(&'a self, ids: &'a [u32]) -> &'a [u32] {
+        self.names.as_deref().unwrap_or(ids)
     }
 
     /// Calls the first tokens of the prompt and its answer as they are called here.
@@ -117,17 +109,15 @@ impl KeyChain {
         }
     }
 
-    /// Whether the state after `len` tokens may be kept: it depends on these alone, and its key names all
-    /// images in it.
-    pub(crate) fn is_shared(&self, len: u32) -> bool {
+    /// Whether the state after `len` tokens may be kept: its key names all images in it.
+    pub(crate) fn is_named(&self, len: u32) -> bool {
         let page = len / PAGE_TOKENS as u32 * PAGE_TOKENS as u32;
         let mut in_tail = self.images.iter().filter(|&&start| (page..len).contains(&start));
-        let is_told = in_tail.all(|start| {
+        in_tail.all(|start| {
             let names = self.names.as_deref().unwrap_or_default().get(*start as usize..len as usize);
             let run = names.into_iter().flatten().take_while(|&&name| name >= VISUAL);
             run.take(TELLING_NAMES as usize).count() == TELLING_NAMES as usize
-        });
-        len <= self.shared && is_told
+        })
     }
 
     /// Digests `[pages + 1]`; number `k` covers the first `16 k` tokens of the prompt.
@@ -306,18 +296,13 @@ mod tests {
         assert_ne!(key(vec![image(20, 1)], None, 25), key(vec![image(20, 2)], None, 25));
     }
 
-    /// A key may not call an image by less than 155 bits, nor hold what the prompt's end decides.
+    /// A key may not call an image by less than 155 bits.
     #[test]
     fn doubtful_states_are_not_kept() {
         let image = visual::tests::span(20, &[0, 1, 2, 3, 5, 6, 7, 9], 10, 7, 2);
-        let chain = KeyChain::of(&[1; 32], None, &request(vec![image.clone()]));
-        let kept: Vec<u32> = (16..40).filter(|&len| !chain.is_shared(len)).collect();
-        assert_eq!(kept, [21, 22, 23, 24], "a tail with few rows of the image");
-        assert_eq!(chain.usable(&[0; 60]).len(), 60);
-        let drops = Some(std::sync::Arc::default());
-        let chain = KeyChain::of(&[1; 32], None, &request(vec![VisualSpan { drops, ..image }]));
-        assert!(chain.is_shared(20) && !(21..60).any(|len| chain.is_shared(len)));
-        assert_eq!(chain.usable(&[0; 60]).len(), 21);
+        let chain = KeyChain::of(&[1; 32], None, &request(vec![image]));
+        let doubtful: Vec<u32> = (16..40).filter(|&len| !chain.is_named(len)).collect();
+        assert_eq!(doubtful, [21, 22, 23, 24], "a tail with few rows of the image");
     }
 
     proptest! {

@@ -80,6 +80,8 @@ pub(crate) struct Held {
     /// Keys `[rows, kv_dim]`, and queries of ranking rows, of the layer that ranks.
     keys: Vec<f32>,
     queries: Vec<(usize, Vec<f32>)>,
+    /// Layers that have run, and the rows that they have seen, if some are cut in the end.
+    groups: Vec<(Range<usize>, Vec<u32>)>,
     phase: Phase,
 }
 
@@ -134,6 +136,7 @@ impl Held {
             hidden: vec![0.0; rows * config.hidden_size],
             keys: Vec::with_capacity(rows * config.kv_dim()),
             queries: Vec::new(),
+            groups: Vec::new(),
             prompt: batch.clone(),
             phase: Phase::Run { from: 0, to: 0, next: 0 },
         };
@@ -282,10 +285,14 @@ impl Held {
                 let is_end = rows.end == self.rows.len();
                 let is_last = is_end && to == config.num_layers;
                 let step = ops.upload(&self.chunk(rows.clone(), from, is_last))?;
-                self.run_chunk(ops, weights, (&step, layers), rows.clone(), from..to, &config)?;
+                let adapted = adapted(layers, rows.len());
+                self.run_chunk(ops, weights, (&step, &adapted), rows.clone(), from..to, &config)?;
+                if is_end && self.images.iter().any(|image| image.drops.cut) {
+                    self.groups.push((from..to, self.rows.clone()));
+                }
                 if is_last {
                     ops.logits(&step, &weights.norm, weights.head(), Reg::H, Reg::X, logits)?;
-                    self.finish(ops, &config)?;
+                    self.finish(ops)?;
                     return Ok(HeldProgress::Done { rows: rows.len() });
                 }
                 self.phase = match is_end {
@@ -332,7 +339,7 @@ impl Held {
         &mut self,
         ops: &mut O,
         weights: &LlamaWeights<O::Weight>,
-        (step, adapter): (&O::Step, Option<&[LayerLora<O::Lora>]>),
+        (step, adapted): (&O::Step, &[AdaptedRows<'_, O::Lora>]),
         rows: Range<usize>,
         layers: Range<usize>,
         config: &ModelConfig,
@@ -343,9 +350,8 @@ impl Held {
             self.write(ops, step, rows.clone(), config)?;
         }
         let [_, by_text] = self.ranks_at(layers.end);
-        let adapted = adapted(adapter, rows.len());
         for layer in layers.clone() {
-            project_layer(ops, step, &weights.layers[layer], layer, &adapted)?;
+            project_layer(ops, step, &weights.layers[layer], layer, adapted)?;
             ops.observe(step, layer)?;
             ops.rope(step, layer)?;
             if by_text && layer + 1 == layers.end {
@@ -353,7 +359,7 @@ impl Held {
                 ops.read_rows(step, Reg::Qkv, &mut qkv)?;
                 self.keep(rows.clone(), &qkv, true, config);
             }
-            attend_layer(ops, step, &weights.layers[layer], layer, &adapted)?;
+            attend_layer(ops, step, &weights.layers[layer], layer, adapted)?;
         }
         if layers.end < config.num_layers {
             let mut delta = Vec::new();
@@ -378,18 +384,29 @@ impl Held {
         ops.write_rows(step, &self.hidden[rows.start * width..rows.end * width])
     }
 
+    /// Whether a layer that has seen a row, of which later layers have seen nothing, is to lose it too.
+    fn is_cut(&self, layer: usize, row: u32) -> bool {
+        let image = self.images.iter().find(|image| image.rows.contains(&row) && image.drops.cut);
+        let layers = image.and_then(|image| {
+            let (first, last) = (image.drops.boundaries.first()?, image.drops.boundaries.last()?);
+            Some(first.layer as usize - 1..last.layer as usize)
+        });
+        layers.is_some_and(|layers| layers.contains(&layer))
+    }
+
     /// Layers meet again: what comes next has one position in the sequence, and its own in each layer.
-    fn finish<O: Ops>(&self, ops: &mut O, config: &ModelConfig) -> Result<(), Error> {
-        for image in self.images.iter().filter(|image| image.drops.cut) {
-            let boundaries = &image.drops.boundaries;
-            let (Some(first), Some(last)) = (boundaries.first(), boundaries.last()) else { continue };
-            let left = &self.rows[self.places(&image.rows)];
-            let gone: Vec<u32> = image.rows.clone().filter(|row| left.binary_search(row).is_err()).collect();
-            let gone: Vec<u32> = gone.iter().map(|&row| self.prompt.positions[row as usize]).collect();
-            ops.remove_tokens(self.block, first.layer as usize - 1..last.layer as usize, &gone)?;
+    fn finish<O: Ops>(&self, ops: &mut O) -> Result<(), Error> {
+        for (layers, rows) in &self.groups {
+            for layer in layers.clone() {
+                let gone: Vec<u32> = (0..)
+                    .zip(rows)
+                    .filter(|&(_, &row)| self.is_cut(layer, row) && self.rows.binary_search(&row).is_err())
+                    .map(|(slot, _)| slot)
+                    .collect();
+                ops.remove_slots(self.block, layer, &gone)?;
+            }
         }
         let next = self.prompt.positions.last().map_or(0, |last| last + 1);
-        debug_assert!(config.num_layers > 0, "a decoder has layers");
         ops.settle_block(self.block, next)
     }
 }

@@ -267,8 +267,8 @@ impl BlockState {
         }
     }
 
-    /// Takes tokens at these positions of the sequence, which ascend, out of `layer`, unless it has folded or
-    /// was compacted; returns what the backend must move, in this order.
+    /// Takes the tokens in these slots, which ascend, out of `layer`, unless it has folded or was compacted;
+    /// returns what the backend must move, in this order.
     pub fn remove<'s>(&mut self, layer: usize, gone: &[u32], scratch: &'s mut FoldScratch) -> &'s [SlotMove] {
         let moves = scratch.moves_mut();
         moves.clear();
@@ -277,9 +277,7 @@ impl BlockState {
             return moves;
         }
         let len = self.len(layer);
-        let stays: Vec<u32> = (0..len as u32)
-            .filter(|&slot| gone.binary_search(&self.positions_of(layer, 0)[slot as usize]).is_err())
-            .collect();
+        let stays: Vec<u32> = (0..len as u32).filter(|slot| gone.binary_search(slot).is_err()).collect();
         for head in 0..self.geometry.num_kv_heads as u32 {
             let places = (0..).zip(&stays).filter(|(to, from)| to != *from);
             moves.extend(places.map(|(to, &from)| SlotMove { head, from, to }));

@@ -368,7 +368,7 @@ impl Ops for CudaOps {
         Err(not_held())
     }
 
-    fn remove_tokens(&mut self, _: BlockId, _: std::ops::Range<usize>, _: &[u32]) -> Result<(), Error> {
+    fn remove_slots(&mut self, _block: BlockId, _layer: usize, _slots: &[u32]) -> Result<(), Error> {
         Err(not_held())
     }
 

@@ -11,7 +11,7 @@ pub mod cuda;
 pub mod reference;
 pub mod rope;
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use candle_core::{Tensor, quantized::QTensor};
 
@@ -231,10 +231,8 @@ pub trait Ops {
     /// Checks that the block is open and empty and that a whole prompt at `positions` may go into it.
     fn check_held(&self, block: BlockId, positions: &[u32]) -> Result<(), Error>;
 
-    /// Takes tokens at these positions of the sequence out of `layers` of a block; a layer that has folded
-    /// stays as it is.
-    fn remove_tokens(&mut self, block: BlockId, layers: Range<usize>, positions: &[u32])
-    -> Result<(), Error>;
+    /// Takes the tokens in `slots`, ascending, out of a layer of a block, unless that has folded.
+    fn remove_slots(&mut self, block: BlockId, layer: usize, slots: &[u32]) -> Result<(), Error>;
 
     /// Lets all layers of a block go on with the sequence's position `next`, each behind its own last one.
     fn settle_block(&mut self, block: BlockId, next: u32) -> Result<(), Error>;

@@ -90,7 +90,6 @@ pub struct ReferenceOps {
     /// The learned method's scores of the step's rows `[rows, kv_heads, 2]`.
     row_scores: Vec<f32>,
     weight_bytes: u64,
-    extras: Extras,
 }
 
 impl ReferenceOps {
@@ -134,7 +133,6 @@ impl ReferenceOps {
             scorers: Vec::new(),
             row_scores: Vec::new(),
             weight_bytes: 0,
-            extras: Extras::default(),
         }
     }
 
@@ -269,10 +267,8 @@ impl Ops for ReferenceOps {
         let model = &self.config.model;
         batch.check(self.config.max_batch_rows, model.vocab_size, model.hidden_size)?;
         let positions = self.frame_positions(batch)?;
-        if let Some(blocks) = &mut self.blocks {
-            if batch.first_layer == 0 {
-                blocks.spread_if_due(batch, &self.fold_context)?;
-            }
+        if let Some(blocks) = self.blocks.as_mut().filter(|_| batch.first_layer == 0) {
+            blocks.spread_if_due(batch, &self.fold_context)?;
         }
         let [cos, sin] = self.angles(&positions)?;
         Ok(ReferenceStep {
@@ -369,8 +365,7 @@ impl Ops for ReferenceOps {
         Ok(())
     }
 
-    fn reserve(&mut self, extras: &Extras) -> Result<(), Error> {
-        self.extras = *extras;
+    fn reserve(&mut self, _extras: &Extras) -> Result<(), Error> {
         Ok(())
     }
 
@@ -542,14 +537,8 @@ impl Ops for ReferenceOps {
         self.blocks()?.state(block)?.check_held(positions)
     }
 
-    fn remove_tokens(
-        &mut self,
-        block: BlockId,
-        layers: std::ops::Range<usize>,
-        positions: &[u32],
-    ) -> Result<(), Error> {
-        let blocks = self.blocks_mut()?;
-        layers.into_iter().try_for_each(|layer| blocks.remove_tokens(block, layer, positions))
+    fn remove_slots(&mut self, block: BlockId, layer: usize, slots: &[u32]) -> Result<(), Error> {
+        self.blocks_mut()?.remove_slots(block, layer, slots)
     }
 
     fn settle_block(&mut self, block: BlockId, next: u32) -> Result<(), Error> {
@@ -571,8 +560,7 @@ impl Ops for ReferenceOps {
         let width = 2 * model.hidden_size + model.qkv_dim() + model.q_dim() + 3 * model.intermediate_size;
         let workspace = 2 * self.config.max_batch_rows * width * self.dtype.size_in_bytes();
         let cache = if self.blocks.is_some() { self.config.cache.total_bytes() } else { 0 };
-        let held = self.extras.held_bytes(model);
-        MemoryUse { weights: self.weight_bytes, workspace: workspace as u64 + held, cache }
+        MemoryUse { weights: self.weight_bytes, workspace: workspace as u64, cache }
     }
 }
 

@@ -290,17 +290,12 @@ impl Cache {
     }
 
     /// Takes tokens out of a layer; see [`BlockState::remove`].
-    pub(super) fn remove_tokens(
-        &mut self,
-        block: BlockId,
-        layer: usize,
-        positions: &[u32],
-    ) -> Result<(), Error> {
+    pub(super) fn remove_slots(&mut self, block: BlockId, layer: usize, slots: &[u32]) -> Result<(), Error> {
         let idx = self.index(block)?;
         let Self { memory, number, blocks, scratch, .. } = self;
         let block = &mut blocks[idx];
         let place = block.place(layer);
-        for to_do in block.state.remove(layer, positions, scratch) {
+        for to_do in block.state.remove(layer, slots, scratch) {
             let (from, to) = (to_do.from as usize, to_do.to as usize);
             kv::move_slot(*number, memory, place, to_do.head as usize, from, to);
         }

@@ -586,10 +586,9 @@ impl Ops for CpuOps {
         for reg in [Reg::H, Reg::X] {
             let register = &mut self.registers[reg as usize];
             let data = &mut register.data[..step.rows * register.width];
-            if reg == Reg::H {
-                data.copy_from_slice(rows)
-            } else {
-                data.fill(0.0)
+            match reg {
+                Reg::H => data.copy_from_slice(rows),
+                _ => data.fill(0.0),
             }
             register.quant_is_current = false;
         }
@@ -665,13 +664,8 @@ impl Ops for CpuOps {
         self.cache.state(block)?.check_held(positions)
     }
 
-    fn remove_tokens(
-        &mut self,
-        block: BlockId,
-        layers: std::ops::Range<usize>,
-        positions: &[u32],
-    ) -> Result<(), Error> {
-        layers.into_iter().try_for_each(|layer| self.cache.remove_tokens(block, layer, positions))
+    fn remove_slots(&mut self, block: BlockId, layer: usize, slots: &[u32]) -> Result<(), Error> {
+        self.cache.remove_slots(block, layer, slots)
     }
 
     fn settle_block(&mut self, block: BlockId, next: u32) -> Result<(), Error> {

@@ -156,16 +156,11 @@ impl Blocks {
     }
 
     /// Takes tokens out of a layer; see [`BlockState::remove`].
-    pub(super) fn remove_tokens(
-        &mut self,
-        block: BlockId,
-        layer: usize,
-        positions: &[u32],
-    ) -> Result<(), Error> {
+    pub(super) fn remove_slots(&mut self, block: BlockId, layer: usize, slots: &[u32]) -> Result<(), Error> {
         let idx = self.index(block)?;
         let (class, index) = self.places[idx];
         let len = self.states[idx].len(layer);
-        let moves = self.states[idx].remove(layer, positions, &mut self.scratch);
+        let moves = self.states[idx].remove(layer, slots, &mut self.scratch);
         self.classes[class].apply_moves(index, layer, len, &[moves])
     }
 
