@@ -1,4 +1,5 @@
-//! `locket eval`: what a cache method costs in perplexity and recall, on text that nothing was tuned to.
+//! `locket eval`: what a cache method costs in perplexity and recall, on text that nothing was tuned to; and
+//! `locket eval vqa`: what dropping visual tokens costs.
 //!
 //! The work is [`locket_eval`]'s; here are its flags, and where its results go.
 
@@ -25,12 +26,18 @@ use crate::{
     model_source, telemetry,
 };
 
+mod vqa;
+
 /// Name and version of the JSON's form; see [`locket_eval::report`].
 const SCHEMA: &str = "locket-eval/1";
 
 /// Arguments of `locket eval`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct EvalArgs {
+    #[command(subcommand)]
+    command: Option<EvalCommand>,
+
     /// A model file, folder or repository, as in `locket serve`; without it the default model.
     #[arg(long)]
     model: Option<String>,
@@ -139,6 +146,14 @@ pub struct EvalArgs {
     fingerprint: bool,
 }
 
+#[derive(Debug, Clone, clap::Subcommand)]
+enum EvalCommand {
+    /// Ask questions about images with every way to drop visual tokens, at several budgets.
+    ///
+    /// Right is a greedy answer that is right as a whole. Pages come from benches/vqa/make_pages.py.
+    Vqa(Box<vqa::VqaArgs>),
+}
+
 fn slot_type(name: &str) -> Result<SlotType, String> {
     SlotType::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
         let known: Vec<_> = SlotType::ALL.iter().map(|kind| kind.name()).collect();
@@ -152,10 +167,10 @@ fn slot_type(name: &str) -> Result<SlotType, String> {
 /// # Errors
 /// Options that are not possible with this model and text, and a model that cannot be loaded.
 pub fn run(args: &EvalArgs) -> anyhow::Result<ExitCode> {
-    for path in args.out.iter().chain(&args.picture) {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        ensure!(folder.is_none_or(Path::is_dir), "there is no folder to write {} into", path.display());
+    if let Some(EvalCommand::Vqa(args)) = &args.command {
+        return vqa::run(args);
     }
+    check_folders(args.out.iter().chain(&args.picture))?;
     let config = configuration(args)?;
     let local = model_source::locate(&config)?;
     let checkpoint = Checkpoint::open(&local.path)?;
@@ -174,8 +189,17 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     }
     let text = format!("locket {} eval of {}\n{report}", crate::LONG_VERSION, local.name);
     let json = with_header("eval", &local.name, serde_json::to_value(&report)?);
-    write_results(args, &text, &json)?;
+    write_results(args.out.as_deref(), &text, &json)?;
     Ok(exit_code(&report))
+}
+
+/// Fails before anything is measured if a result could not be written.
+fn check_folders<'a>(mut paths: impl Iterator<Item = &'a PathBuf>) -> anyhow::Result<()> {
+    paths.try_for_each(|path| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        ensure!(folder.is_none_or(Path::is_dir), "there is no folder to write {} into", path.display());
+        Ok(())
+    })
 }
 
 fn exit_code(report: &Report) -> ExitCode {
@@ -288,12 +312,12 @@ fn with_header(kind: &'static str, model: &str, results: Value) -> Value {
 /// A fingerprint's result is its JSON.
 fn finish(args: &EvalArgs, prints: &[fingerprint::Print], json: &Value) -> anyhow::Result<ExitCode> {
     let lines = prints.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
-    write_results(args, &format!("[\n{}\n]\n", lines.join(",\n")), json)?;
+    write_results(args.out.as_deref(), &format!("[\n{}\n]\n", lines.join(",\n")), json)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn write_results(args: &EvalArgs, text: &str, json: &Value) -> anyhow::Result<()> {
-    if let Some(path) = &args.out {
+fn write_results(out: Option<&Path>, text: &str, json: &Value) -> anyhow::Result<()> {
+    if let Some(path) = out {
         let mut bytes = serde_json::to_vec_pretty(json)?;
         bytes.push(b'\n');
         write_whole(path, &bytes)?;
