@@ -5,10 +5,12 @@ use std::fmt::Write as _;
 use locket_model::{ModelConfig, config::RopeScaling, kv_cache::CacheMethod, load::Checkpoint};
 
 use crate::{
+    adapters,
     config::{Config, value::about_bytes},
-    memory::{MemoryPlan, free_memory},
+    memory::{Beside, MemoryPlan, free_memory},
     model_source,
     side_car::{self, FoundSideCar},
+    vision::{self, FoundVision},
 };
 
 /// Opens the configured model and describes it.
@@ -20,14 +22,20 @@ pub fn describe(config: &Config) -> anyhow::Result<String> {
     let model = model_source::locate(config)?;
     let checkpoint = Checkpoint::open(&model.path)?;
     let found = side_car::find(config, &checkpoint)?;
+    let free = free_memory();
+    let vision = vision::find(config, &checkpoint)?;
+    let extras = adapters::find(config, &checkpoint, vision.as_ref())?.extras;
     let mut text = String::new();
     let _ = writeln!(text, "{}\n", checkpoint.path.display());
     for (name, value) in geometry(&checkpoint) {
         let _ = writeln!(text, "{name:<16} {value}");
     }
     let _ = writeln!(text, "{:<16} {}", "side-car", describe_side_car(found.as_ref()));
+    let eyes = vision.as_ref().map_or_else(|| "none: text only".into(), FoundVision::describe);
+    let _ = writeln!(text, "{:<16} {eyes}", "vision");
     text.push_str("\nMemory plan\n");
-    match MemoryPlan::make(config, &checkpoint, found.as_ref(), &free_memory()) {
+    let beside = Beside { vision: vision.as_ref(), extras };
+    match MemoryPlan::make(config, &checkpoint, found.as_ref(), beside, &free) {
         Ok(plan) => plan.describe().iter().for_each(|line| {
             let _ = writeln!(text, "{line}");
         }),

@@ -1,5 +1,6 @@
 //! locket: an OpenAI-compatible inference server whose memory does not grow with the conversation.
 
+mod adapters;
 mod bench;
 mod cache;
 mod cgroup;
@@ -17,6 +18,7 @@ mod side_car;
 mod telemetry;
 mod tune;
 mod tune_budgets;
+mod vision;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,7 @@
 //! How much memory is free, and what the model makes of it.
 
 use locket_model::{
+    Extras,
     kv_cache::{CacheGeometry, CachePlan, PlanRequest, SideCar},
     load::Checkpoint,
 };
@@ -10,6 +11,7 @@ use crate::{
     cgroup::{self, Limit},
     config::{Config, value::about_bytes},
     side_car::FoundSideCar,
+    vision::FoundVision,
 };
 
 /// Memory that may still be taken.
@@ -45,6 +47,10 @@ pub struct MemoryPlan {
     pub model_bytes: u64,
     /// Bytes of side-car weights and what scoring with them needs.
     pub side_car_bytes: u64,
+    /// Bytes of the vision model, of images being seen, and of visual tokens that are kept.
+    pub vision_bytes: u64,
+    /// Bytes of adapters, and of rows that are held between layers.
+    pub adapter_bytes: u64,
     /// The cache's blocks.
     pub cache: CachePlan,
     /// How sequences use them.
@@ -149,6 +155,17 @@ pub enum PlanError {
 struct Fixed {
     model: u64,
     side_car: u64,
+    vision: u64,
+    adapters: u64,
+}
+
+/// What stands beside the model.
+#[derive(Clone, Copy, Default)]
+pub struct Beside<'a> {
+    /// Its eyes.
+    pub vision: Option<&'a FoundVision>,
+    /// Room for adapters, and for prompts that lose tokens inside the decoder.
+    pub extras: Extras,
 }
 
 impl MemoryPlan {
@@ -160,6 +177,7 @@ impl MemoryPlan {
         config: &Config,
         checkpoint: &Checkpoint,
         side_car: Option<&FoundSideCar>,
+        beside: Beside<'_>,
         free: &FreeMemory,
     ) -> Result<Self, PlanError> {
         let rows = config.engine.max_batch_rows;
@@ -167,6 +185,8 @@ impl MemoryPlan {
         let fixed = Fixed {
             model: checkpoint.planned_bytes(config.backend, rows),
             side_car: weights.map_or(0, |weights| weights.planned_bytes(rows)),
+            vision: beside.vision.map_or(0, |vision| vision.planned_bytes(config)),
+            adapters: beside.extras.planned_bytes(&checkpoint.config, rows),
         };
         Self::fit(config, free, fixed, CacheGeometry::of(&checkpoint.config), weights)
     }
@@ -193,7 +213,10 @@ impl MemoryPlan {
             false => 0,
         };
         let model_bytes = fixed.model.saturating_add(spread_bytes);
-        let needed = model_bytes.saturating_add(fixed.side_car);
+        let needed = model_bytes
+            .saturating_add(fixed.side_car)
+            .saturating_add(fixed.vision)
+            .saturating_add(fixed.adapters);
         let Some(left) = budget.checked_sub(needed) else {
             let (needed, budget) = (about_bytes(needed), about_bytes(budget));
             return Err(PlanError::Weights { needed, budget, origin: budget_origin });
@@ -231,6 +254,8 @@ impl MemoryPlan {
             budget_origin,
             model_bytes,
             side_car_bytes: fixed.side_car,
+            vision_bytes: fixed.vision,
+            adapter_bytes: fixed.adapters,
             cache,
             choice,
             snapshots,
@@ -239,8 +264,14 @@ impl MemoryPlan {
 
     /// Bytes of everything that is planned.
     pub fn total_bytes(&self) -> u64 {
-        let parts =
-            [self.model_bytes, self.side_car_bytes, self.cache.total_bytes(), self.snapshots.total_bytes()];
+        let parts = [
+            self.model_bytes,
+            self.side_car_bytes,
+            self.vision_bytes,
+            self.adapter_bytes,
+            self.cache.total_bytes(),
+            self.snapshots.total_bytes(),
+        ];
         parts.into_iter().fold(0, u64::saturating_add)
     }
 
@@ -250,10 +281,18 @@ impl MemoryPlan {
             0 => String::new(),
             bytes => format!(", side-car {}", about_bytes(bytes)),
         };
+        let vision = match self.vision_bytes {
+            0 => String::new(),
+            bytes => format!(", vision {}", about_bytes(bytes)),
+        };
+        let adapters = match self.adapter_bytes {
+            0 => String::new(),
+            bytes => format!(", adapters {}", about_bytes(bytes)),
+        };
         let mut lines = vec![
             format!("budget     {} ({})", about_bytes(self.budget), self.budget_origin),
             format!(
-                "planned    {}: weights and workspace {}{side_car}, cache {}, snapshots {}",
+                "planned    {}: weights and workspace {}{side_car}{vision}{adapters}, cache {}, snapshots {}",
                 about_bytes(self.total_bytes()),
                 about_bytes(self.model_bytes),
                 about_bytes(self.cache.total_bytes()),

@@ -20,7 +20,13 @@ fn config(file: &str) -> Config {
 
 fn plan(file: &str, free: u64) -> Result<MemoryPlan, PlanError> {
     let free = FreeMemory { bytes: free, bounded_by: "machine".into() };
-    MemoryPlan::fit(&config(file), &free, Fixed { model: 200 << 20, side_car: 0 }, SMOL, None)
+    MemoryPlan::fit(
+        &config(file),
+        &free,
+        Fixed { model: 200 << 20, side_car: 0, vision: 0, adapters: 0 },
+        SMOL,
+        None,
+    )
 }
 
 fn sizes(plan: &MemoryPlan) -> Vec<u32> {
@@ -135,7 +141,7 @@ fn what_is_held_was_planned() {
             true => CacheMethod::ALL.to_vec(),
             false => CacheMethod::ALL.into_iter().filter(|method| !method.mixes()).collect(),
         });
-        let plan = MemoryPlan::make(&config, &checkpoint, Some(&found), &free).unwrap();
+        let plan = MemoryPlan::make(&config, &checkpoint, Some(&found), Beside::default(), &free).unwrap();
         assert!(plan.side_car_bytes > 0 && plan.cache.side.columns == 3, "{plan:?}");
         let options = BuildOptions {
             backend,

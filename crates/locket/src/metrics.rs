@@ -106,14 +106,17 @@ mod tests {
     use locket_model::testing;
 
     use super::*;
-    use crate::{config::Sources, memory::FreeMemory};
+    use crate::{
+        config::Sources,
+        memory::{Beside, FreeMemory},
+    };
 
     #[test]
     fn what_is_in_force_is_told_and_documented() {
         let config = Config::load(&Sources::default()).expect("the defaults");
         let checkpoint = Checkpoint::open(&testing::default_model()).expect("the default model");
         let free = FreeMemory { bytes: 4 << 30, bounded_by: "test".into() };
-        let plan = MemoryPlan::make(&config, &checkpoint, None, &free).expect("a plan");
+        let plan = MemoryPlan::make(&config, &checkpoint, None, Beside::default(), &free).expect("a plan");
         let facts = InForce {
             model_name: "smollm2",
             config: &config,

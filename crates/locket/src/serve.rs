@@ -15,12 +15,14 @@ use tokio::{
 };
 
 use crate::{
+    adapters::{self, FoundAdapters},
     config::Config,
-    memory::{MemoryPlan, free_memory},
+    memory::{Beside, MemoryPlan, free_memory},
     metrics::{self, InForce},
     model_source::{self, LocalModel},
     side_car::{self, FoundSideCar},
     telemetry,
+    vision::{self, FoundVision},
 };
 
 /// HTTP, JSON and tokenizing need little; the model has threads of its own.
@@ -40,25 +42,45 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let local = model_source::locate(config)?;
     let checkpoint = Checkpoint::open(&local.path)?;
     let side_car = side_car::find(config, &checkpoint)?;
-    let plan = MemoryPlan::make(config, &checkpoint, side_car.as_ref(), &free_memory())?;
+    // Before anything large is loaded.
+    let free = free_memory();
+    let vision = vision::find(config, &checkpoint)?;
+    let adapters = adapters::find(config, &checkpoint, vision.as_ref())?;
+    let beside = Beside { vision: vision.as_ref(), extras: adapters.extras };
+    let plan = MemoryPlan::make(config, &checkpoint, side_car.as_ref(), beside, &free)?;
     tracing::info!("model      {} ({})", local.path.display(), checkpoint.quantization);
     if let Some(found) = &side_car {
         tracing::info!("side-car   {}", found.origin);
     }
+    if let Some(found) = &vision {
+        tracing::info!("vision     {}", found.origin.display());
+    }
     plan.describe().iter().for_each(|line| tracing::info!("{line}"));
-    let processor = Arc::new(Processor::load(&checkpoint)?);
+    let mut processor = Processor::load(&checkpoint)?;
+    let vision_model = vision.as_ref().map(|found| Arc::clone(&found.model));
+    if let Some(model) = &vision_model {
+        processor.see_images(model.geometry().image_token_id);
+    }
     let registry = prometheus::Registry::new();
-    let parts =
-        Parts { config, checkpoint: &checkpoint, plan: &plan, side_car: side_car.as_ref(), local: &local };
-    let (engine, thread) = start_engine(&parts, &registry)?;
+    let parts = Parts {
+        config,
+        checkpoint: &checkpoint,
+        plan: &plan,
+        side_car: side_car.as_ref(),
+        vision: vision.as_ref(),
+        local: &local,
+    };
+    let (engine, thread) = start_engine(&parts, &adapters, &registry)?;
+    let adapters = adapters.load(&engine)?;
     let model_name = &served_names(config, &local)[0];
     let side_car = side_car.as_ref();
     let in_force = InForce { model_name, config, checkpoint: &checkpoint, plan: &plan, side_car };
     metrics::register(&registry, &in_force)?;
-    let settings = server_config(&parts);
+    let settings =
+        ServerConfig { adapters: adapters.named, visual_adapter: adapters.visual, ..server_config(&parts) };
     // The weights live in the model now; this unmaps the file.
     drop(checkpoint);
-    let state = AppState::new(settings, engine, processor, registry)?;
+    let state = AppState::seeing(settings, engine, Arc::new(processor), registry, vision_model)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .thread_name("locket-http")
@@ -77,14 +99,16 @@ struct Parts<'a> {
     checkpoint: &'a Checkpoint,
     plan: &'a MemoryPlan,
     side_car: Option<&'a FoundSideCar>,
+    vision: Option<&'a FoundVision>,
     local: &'a LocalModel,
 }
 
 fn start_engine(
     parts: &Parts<'_>,
+    adapters: &FoundAdapters,
     registry: &prometheus::Registry,
 ) -> anyhow::Result<(EngineHandle, EngineThread)> {
-    let Parts { config, checkpoint, plan, side_car, local } = *parts;
+    let Parts { config, checkpoint, plan, side_car, local, .. } = *parts;
     let mut model = checkpoint.build(&BuildOptions {
         backend: config.backend,
         cache: plan.cache.clone(),
@@ -92,6 +116,7 @@ fn start_engine(
         threads: config.threads,
         side_car: side_car.map(|found| Arc::clone(&found.weights)),
     })?;
+    adapters.reserve(model.as_mut())?;
     if config.prefault {
         model.prefault();
     }
@@ -118,7 +143,7 @@ fn start_engine(
 /// Digest of all that makes the states of blocks what they are, so that snapshots of another model,
 /// backend, number type or side-car are never taken for ours.
 fn model_fingerprint(parts: &Parts<'_>) -> [u8; 32] {
-    let Parts { config, checkpoint, plan, side_car, .. } = *parts;
+    let Parts { config, checkpoint, plan, side_car, vision, .. } = *parts;
     let mut digest = Sha256::new();
     for part in [
         checkpoint.fingerprint.as_str(),
@@ -130,6 +155,7 @@ fn model_fingerprint(parts: &Parts<'_>) -> [u8; 32] {
         digest.update(part);
     }
     digest.update(side_car.map_or([0; 32], |found| found.digest));
+    digest.update(vision.map_or("", |found| found.model.fingerprint()));
     digest.finalize().into()
 }
 
@@ -153,7 +179,7 @@ fn model_root(config: &Config, local: &LocalModel) -> String {
 }
 
 fn server_config(parts: &Parts<'_>) -> ServerConfig {
-    let Parts { config, checkpoint, plan, local, .. } = *parts;
+    let Parts { config, checkpoint, plan, vision, local, .. } = *parts;
     let api = &config.api;
     ServerConfig {
         served_model_names: served_names(config, local),
@@ -173,6 +199,9 @@ fn server_config(parts: &Parts<'_>) -> ServerConfig {
         tls: api.tls.clone(),
         connections: api.connections.clone(),
         images: api.images.clone(),
+        visual: config.visual.config.clone(),
+        adapter_dir: config.adapters.dir.clone(),
+        max_adapters: config.adapters.max,
         drain_timeout: config.engine.drain_timeout,
         reasoning: config.reasoning.clone(),
         cache: plan.choice.bounds.clone(),
@@ -182,11 +211,12 @@ fn server_config(parts: &Parts<'_>) -> ServerConfig {
         generation: checkpoint.generation,
         version: crate::VERSION.into(),
         fingerprint: format!(
-            "{}-{}-{:?}-{}",
+            "{}-{}-{:?}-{}{}",
             checkpoint.fingerprint,
             checkpoint.quantization,
             config.backend,
-            plan.cache.slot_type.name()
+            plan.cache.slot_type.name(),
+            vision.map(|found| format!("-{}", found.model.fingerprint())).unwrap_or_default(),
         ),
         ..ServerConfig::default()
     }

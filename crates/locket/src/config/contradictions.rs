@@ -15,6 +15,7 @@ impl Config {
         problems.extend(self.of_the_engine());
         problems.extend(self.of_the_cache());
         problems.extend(self.of_snapshots());
+        problems.extend(self.of_images());
         if tracing_subscriber::EnvFilter::try_new(&self.log.filter).is_err() {
             problems.push(format!(
                 "log.filter = {:?} ({}) is not a filter such as info or info,locket_engine=debug",
@@ -23,6 +24,23 @@ impl Config {
             ));
         }
         problems
+    }
+
+    /// The text that a setting has.
+    pub(super) fn text_of(&self, key: &str) -> Option<&str> {
+        self.entries.iter().find(|entry| entry.setting.key == key).and_then(|entry| match &entry.value {
+            Some(Value::Text(text)) => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
+    /// The texts that a setting has.
+    pub(super) fn texts_of(&self, key: &str) -> &[String] {
+        let entry = self.entries.iter().find(|entry| entry.setting.key == key);
+        match entry.and_then(|entry| entry.value.as_ref()) {
+            Some(Value::TextList(texts)) => texts,
+            _ => &[],
+        }
     }
 
     fn of_the_api(&self) -> Vec<String> {

@@ -13,6 +13,7 @@ mod reasoning;
 pub mod setting;
 pub mod table;
 pub mod value;
+mod visual;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -36,6 +37,7 @@ pub use layers::{Origin, Sources};
 use reader::Reader;
 use setting::Setting;
 use value::Value;
+pub use visual::{AdapterOptions, VisualOptions};
 
 /// What is wrong with the configuration; one line per problem, each naming key and source.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +92,10 @@ pub struct Config {
     pub cache: CacheOptions,
     /// States kept for prompts to come.
     pub snapshots: SnapshotOptions,
+    /// Images.
+    pub visual: VisualOptions,
+    /// Adapters beside the model.
+    pub adapters: AdapterOptions,
     /// Logging.
     pub log: LogSettings,
     /// Where spans go.
@@ -314,6 +320,8 @@ impl Config {
                 dir: read.text_if_set("snapshots.dir").map(PathBuf::from),
                 disk: read.integer("snapshots.disk"),
             },
+            visual: visual::read(&read),
+            adapters: visual::read_adapters(&read),
             log: LogSettings { json: read.text("log.format") == "json", filter: read.text("log.filter") },
             trace: TraceSettings {
                 endpoint: read.text_if_set("trace.endpoint"),

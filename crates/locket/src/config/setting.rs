@@ -33,6 +33,8 @@ pub enum Group {
     Cache,
     /// States of the cache that are kept for prompts to come.
     Snapshots,
+    /// Images: which of their tokens the model sees.
+    Visual,
     /// Logging.
     Log,
     /// Spans for a collector.
@@ -49,6 +51,7 @@ impl Group {
             Self::Engine => "The engine's steps, queues and limits",
             Self::Cache => "The key/value cache: what a sequence remembers",
             Self::Snapshots => "Snapshots: prompts go on where an earlier one with the same start was",
+            Self::Visual => "Images: which of their visual tokens the model sees",
             Self::Log => "Logging",
             Self::Trace => "Tracing: spans of requests for a collector",
         }

@@ -16,6 +16,10 @@ const METHODS: &[&str] =
 const METHOD_OR_AUTO: &[&str] =
     &["auto", "full", "window", "h2o", "tova", "expected", "keydiff", "observed", "lococo", "learned"];
 
+/// What requests may name for images.
+const VISUAL_METHODS: &[&str] =
+    &["none", "hired", "pyramid", "must", "fastv", "dpp", "random", "uniform", "thumbnail"];
+
 const fn setting(key: &'static str, group: Group, kind: Kind, preset: Preset, help: &'static str) -> Setting {
     Setting { key, group, kind, preset, help }
 }
@@ -108,6 +112,36 @@ pub static SETTINGS: &[Setting] = &[
         "Where the default model is kept. Repositories are kept in the Hugging Face cache (HF_HOME).",
     ),
     setting(
+        "adapters",
+        Group::Basics,
+        Kind::TextList { what: "names and folders" },
+        Preset::Value(""),
+        "LoRA adapters (PEFT folders) beside the model, each as name=folder: a request that asks for the model of \
+         that name gets it, in one batch with others.",
+    ),
+    setting(
+        "adapter-dir",
+        Group::Basics,
+        Kind::Text { what: "folder" },
+        Preset::Derived("none: adapters are those named at start"),
+        "Folder from which callers may load adapters while the server runs (/v1/load_lora_adapter) and unload them \
+         again; paths outside of it are refused. With keys, those with a list of models may not.",
+    ),
+    setting(
+        "max-adapters",
+        Group::Basics,
+        Kind::Integer { min: 1, max: 1_024, unit: "adapters" },
+        Preset::Value("8"),
+        "Most adapters with names at once; with adapter-dir, memory for as many is planned at start.",
+    ),
+    setting(
+        "max-adapter-rank",
+        Group::Basics,
+        Kind::Integer { min: 1, max: 1_024, unit: "" },
+        Preset::Value("16"),
+        "Largest rank of adapters that are loaded while the server runs.",
+    ),
+    setting(
         "api-key",
         Group::Api,
         Kind::SecretList,
@@ -194,7 +228,8 @@ pub static SETTINGS: &[Setting] = &[
         Group::Api,
         Kind::Integer { min: 1, max: 1 << 32, unit: "pixels" },
         Preset::Value("40000000"),
-        "Most pixels of an image, by its header; larger ones get 413 before they are decoded.",
+        "Most pixels of an image, by its header; larger ones get 413 before they are decoded. Where the model sees, two \
+         decoded images of this size are part of the memory plan.",
     ),
     setting(
         "max-image-bytes",
@@ -524,6 +559,98 @@ pub static SETTINGS: &[Setting] = &[
         "Most bytes of files in snapshots.dir; what was not used for longest goes first.",
     ),
     setting(
+        "visual.model",
+        Group::Visual,
+        Kind::Text { what: "file or folder, or none" },
+        Preset::Derived(
+            "the model folder's own vision tower, else MODEL.vision.safetensors beside the model, if there is one",
+        ),
+        "Vision tower and projector: with them the model takes images. none serves text only.",
+    ),
+    setting(
+        "visual.adapter",
+        Group::Visual,
+        Kind::Text { what: "folder, or none" },
+        Preset::Derived("MODEL.vision-adapter beside the model, if it exists"),
+        "LoRA adapter (PEFT folder) that conversations with images go through, and no others: text is answered by \
+         the model as it is.",
+    ),
+    setting(
+        "visual.method",
+        Group::Visual,
+        Kind::Choice(VISUAL_METHODS),
+        Preset::Value("hired"),
+        "Which visual tokens stay, unless a request says otherwise. none keeps all; hired and dpp choose before the \
+         decoder and save memory and time; pyramid, must and fastv choose inside it by the question and save time. \
+         docs/visual-tokens.md compares all.",
+    ),
+    setting(
+        "visual.methods",
+        Group::Visual,
+        Kind::ChoiceList(VISUAL_METHODS),
+        Preset::Derived("all"),
+        "Methods that requests may ask for.",
+    ),
+    setting(
+        "visual.budget",
+        Group::Visual,
+        Kind::Text { what: "share, percentage or number of tokens" },
+        Preset::Value("0.4"),
+        "Visual tokens that stay of an image with detail auto: a share up to 1, a percentage, or a number of tokens \
+         above 1.",
+    ),
+    setting(
+        "visual.low-budget",
+        Group::Visual,
+        Kind::Text { what: "share, percentage or number of tokens" },
+        Preset::Value("0.5"),
+        "The same with detail low, which is one tile of the whole image: a share of that tile's tokens.",
+    ),
+    setting(
+        "visual.high-budget",
+        Group::Visual,
+        Kind::Text { what: "share, percentage or number of tokens" },
+        Preset::Value("1.0"),
+        "The same with detail high and original.",
+    ),
+    setting(
+        "visual.max-budget",
+        Group::Visual,
+        Kind::Number { min: 0.001, max: 1.0, unit: "" },
+        Preset::Value("1"),
+        "Largest share of an image's tokens that a request may ask for.",
+    ),
+    setting(
+        "visual.positions",
+        Group::Visual,
+        Kind::Choice(&["original", "compact"]),
+        Preset::Value("original"),
+        "Positions of the tokens that stay: those they would have had, or consecutive ones, which take less of the \
+         context.",
+    ),
+    setting(
+        "visual.cache",
+        Group::Visual,
+        Kind::Bytes { min: 0 },
+        Preset::Value("64MiB"),
+        "Memory for visual tokens of images that come again, in place of seeing them anew. A part of memory-budget \
+         where the model sees; 0 turns it off.",
+    ),
+    setting(
+        "visual.threads",
+        Group::Visual,
+        Kind::Integer { min: 0, max: 1_024, unit: "threads" },
+        Preset::Value("0"),
+        "CPU threads for the vision tower, beside those of the model; 0 takes half of them, at least one.",
+    ),
+    setting(
+        "visual.max-waiting",
+        Group::Visual,
+        Kind::Integer { min: 1, max: 65_536, unit: "images" },
+        Preset::Value("64"),
+        "Images that may wait for the tower; one more gets 503 with Retry-After.",
+    ),
+    setting(
         "log.format",
         Group::Log,
         Kind::Choice(&["text", "json"]),
@@ -573,5 +700,6 @@ mod tests {
         let known = locket_model::kv_cache::CacheMethod::ALL.map(|method| method.name());
         assert_eq!(METHODS, known);
         assert_eq!(METHOD_OR_AUTO[1..], known);
+        assert_eq!(VISUAL_METHODS, locket_vision::drop::Method::ALL.map(|method| method.name()));
     }
 }
