@@ -71,10 +71,10 @@ pub(crate) fn check(request: &GenerationRequest, model: &ModelConfig) -> Result<
         if offsets.len() != rows.len() || !in_order {
             return refuse(format!("has offsets that do not ascend below {run}, one for each of its rows"));
         }
-        if let Some(drops) = &span.drops {
-            if let Err(error) = drops.check(rows.len(), model.num_layers) {
-                return refuse(format!("cannot be: {error}"));
-            }
+        if let Some(drops) = &span.drops
+            && let Err(error) = drops.check(rows.len(), model.num_layers)
+        {
+            return refuse(format!("cannot be: {error}"));
         }
         next = rows.end;
         gaps += u64::from(*run) - rows.len() as u64;

@@ -57,6 +57,8 @@ fn request(prompt_ids: Vec<u32>, cache: CacheSettings) -> GenerationRequest {
         salt: Vec::new(),
         require_exact: false,
         steering: None,
+        visual: Vec::new(),
+        adapter: None,
     }
 }
 

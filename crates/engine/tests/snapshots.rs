@@ -69,6 +69,8 @@ fn ask(engine: &EngineHandle, history: &mut Vec<u32>, cache: CacheSettings, turn
         salt: b"tenant".to_vec(),
         require_exact: false,
         steering: None,
+        visual: Vec::new(),
+        adapter: None,
     };
     let mut stream = engine.submit(request).unwrap().pop().unwrap();
     let (mut answer, mut cached) = (Vec::new(), 0);

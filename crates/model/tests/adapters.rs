@@ -198,8 +198,7 @@ fn adapters_mix_in_one_batch_and_leave_others_alone() {
             logits.chunks(VOCAB).zip(&owners).for_each(|(row, &i)| got[i].extend_from_slice(row));
         }
         for i in 0..6 {
-            let mut alone =
-                |model: &mut dyn Model| run(model, BlockId(i as u32), adapter(i), &texts[i], &[64]);
+            let alone = |model: &mut dyn Model| run(model, BlockId(i as u32), adapter(i), &texts[i], &[64]);
             let expected = if i % 3 == 0 { alone(plain.as_mut()) } else { alone(model.as_mut()) };
             match backend {
                 Backend::Cpu => assert!(got[i] == expected, "sequence {i}"),

@@ -25,9 +25,9 @@ fn scores_alone(request: &GenerationRequest) -> Option<PromptLogprobs> {
     let count = request.prompt_logprobs? as usize;
     let ids = &request.prompt_ids;
     let (mut scores, mut scratch) = (PromptLogprobs::default(), SamplerScratch::default());
-    for at in 1..ids.len() {
+    for (at, &id) in ids.iter().enumerate().skip(1) {
         let row: Vec<f32> = logits_of(state_after(request, &[], at)).collect();
-        let (token, top) = scratch.score(&row, ids[at], count).unwrap();
+        let (token, top) = scratch.score(&row, id, count).unwrap();
         scores.push(token, &top);
     }
     Some(scores)
