@@ -199,6 +199,10 @@ impl MemoryPlan {
         side_car: Option<&SideCar>,
     ) -> Result<Self, PlanError> {
         let mut choice = CacheChoice::make(config, geometry, side_car)?;
+        if fixed.vision > 0 {
+            // What is dropped of images leaves gaps between positions, of which folds must know.
+            choice.side = choice.side.with_gaps();
+        }
         let (budget, budget_origin) = match config.memory_budget {
             Some(bytes) => (bytes, config.origin("memory-budget")),
             None => {
