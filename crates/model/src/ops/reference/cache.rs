@@ -240,9 +240,14 @@ impl ReferenceOps {
         let q = (q.reshape((count, kv_heads, group * rows, head_dim))? / (head_dim as f64).sqrt())?;
         let scores = q.matmul(&k.t()?)?.reshape((count, kv_heads, group, rows, slots))?;
         let scores = scores.to_dtype(mask.dtype())?.broadcast_add(&mask.unsqueeze(2)?)?;
-        // The shift cancels out, so its gradient is zero and need not be followed.
-        let exp = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
-        let weights = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
+        let weights = if self.blocks.is_some() {
+            // Nothing asks for gradients here: one kernel instead of five.
+            candle_nn::ops::softmax_last_dim(&scores)?
+        } else {
+            // The shift cancels out, so its gradient is zero and need not be followed.
+            let exp = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+            exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?
+        };
         let mixed =
             weights.to_dtype(self.dtype)?.reshape((count, kv_heads, group * rows, slots))?.matmul(v)?;
         let out = mixed.reshape((count, heads, rows, head_dim))?.transpose(1, 2)?.contiguous()?;
