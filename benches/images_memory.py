@@ -23,7 +23,8 @@ import zlib
 def png(index):
     """A PNG of noise and stripes, different for each index."""
     generator = random.Random(index)
-    width, height = generator.randint(1, 700), generator.randint(1, 700)
+    # One side may be at most 200 times as long as the other.
+    width, height = generator.randint(4, 700), generator.randint(4, 700)
     if index % 50 == 0:
         width, height = generator.randint(1000, 1600), generator.randint(1000, 1600)
     stripe = bytes(generator.randrange(256) for _ in range(3 * min(width, 64)))

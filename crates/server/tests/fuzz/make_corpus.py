@@ -40,12 +40,13 @@ def hostile_exif(tail):
     return body[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + body[2:]
 
 
-def png(width, height, data=b"", depth=8, colour=2):
+def png(width, height, data=b"", depth=8, colour=2, palette=None):
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    colours = b"" if palette is None else chunk(b"PLTE", palette)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + colours + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 def corpus():
@@ -75,6 +76,8 @@ def corpus():
     yield "bomb.png", png(60000, 60000)
     yield "bomb_one_bit.png", png(6000, 6000, b"\0" * (751 * 6000), depth=1, colour=0)
     yield "empty_data.png", png(23, 17)
+    # The png crate (0.18.1) panics at a palette that ends inside a colour.
+    yield "short_palette.png", png(4, 2, b"\0\0\0\0\0" * 2, colour=3, palette=b"\x07\x07\x07\x07")
     yield "no_pixels.png", png(0, 17)
     yield "exif_endless.jpg", hostile_exif(b"II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" * 20)
     yield "exif_loop.jpg", hostile_exif(b"II*\0\x08\0\0\0\x01\0" + b"\x12\x01\x03\0\xff\xff\xff\xff\x08\0\0\0" + b"\x08\0\0\0")
