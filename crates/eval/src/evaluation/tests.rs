@@ -113,7 +113,11 @@ fn shares_are_measured_layer_by_layer() {
     let mut lines = Vec::new();
     let measured = prepare(options.clone()).layer_shares(2, &mut |line| lines.push(line.to_owned())).unwrap();
     let layers = checkpoint.config.num_layers;
-    assert_eq!((measured.shares.len(), measured.layers.len(), lines.len()), (layers, layers, layers + 2));
+    // A line for equal shares, two per layer, one for the measured shares.
+    let counts = (measured.shares.len(), measured.layers.len(), lines.len());
+    assert_eq!(counts, (layers, layers, 2 * layers + 2));
+    let one_by_one = prepare(options.clone()).layer_shares(1, &mut |_| {}).unwrap();
+    assert_eq!(measured, one_by_one, "results do not depend on how many run at once");
     assert!((measured.shares.iter().sum::<f32>() - layers as f32).abs() < 1e-4);
     assert!(measured.layers.iter().any(|effect| effect.least != effect.most), "layers matter");
     for wrong in [
