@@ -10,6 +10,8 @@
 //! An input that fails is written to the folder `LOCKET_FUZZ_FAILURES` (default: the system's temporary
 //! folder), and its path is in the message. `LOCKET_FUZZ_SEED` repeats a run.
 
+#![expect(clippy::panic, reason = "a test fails by panicking")]
+
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -70,7 +72,7 @@ impl Target {
         };
         assert_eq!(image.bytes, bytes);
         assert!(image.size.pixels() <= MAX_PIXELS);
-        assert!(EncodedImage::inspect(image.bytes.clone(), &self.settings).is_ok());
+        assert!(EncodedImage::inspect(image.bytes, &self.settings).is_ok());
         counts.with_header += 1;
         let header = upright_size(bytes, &self.limits);
         let pixels = match decode(bytes, &self.limits) {
