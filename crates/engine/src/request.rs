@@ -59,6 +59,35 @@ pub struct GenerationRequest {
 }
 
 impl GenerationRequest {
+    /// A request for one continuation of `prompt_ids` and nothing beside it: sampled as by default, no
+    /// log-probabilities, no priority, no snapshots, nothing that restricts it, text without an adapter.
+    pub fn new(
+        request_id: impl Into<String>,
+        prompt_ids: Vec<u32>,
+        max_tokens: u32,
+        cache: CacheSettings,
+    ) -> Self {
+        Self {
+            request_id: request_id.into(),
+            prompt_ids,
+            n: 1,
+            max_tokens,
+            sampling: SamplingParams::default(),
+            logprobs: None,
+            prompt_logprobs: None,
+            pooling: None,
+            cache,
+            priority: 0,
+            use_snapshots: false,
+            snapshot_at: None,
+            salt: Vec::new(),
+            require_exact: false,
+            steering: None,
+            visual: Vec::new(),
+            adapter: None,
+        }
+    }
+
     /// Slots per layer and head that its sequences need: those of the settings, or, where the method
     /// folds but prompt and answer are shorter, one per token.
     pub(crate) fn block_slots(&self) -> u32 {

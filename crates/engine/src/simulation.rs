@@ -144,23 +144,14 @@ fn config() -> EngineConfig {
 
 fn request(prompt_len: u32, max_tokens: u32) -> GenerationRequest {
     GenerationRequest {
-        request_id: format!("{prompt_len}+{max_tokens}"),
-        prompt_ids: (0..prompt_len).map(|at| (at * 7 + prompt_len) % 40).collect(),
-        n: 1,
-        max_tokens,
         sampling: SamplingParams { seed: Some(u64::from(prompt_len)), ..SamplingParams::default() },
-        logprobs: None,
-        prompt_logprobs: None,
-        pooling: None,
-        cache: CacheSettings::full(prompt_len + max_tokens),
-        priority: 0,
         use_snapshots: true,
-        snapshot_at: None,
-        salt: Vec::new(),
-        require_exact: false,
-        steering: None,
-        visual: Vec::new(),
-        adapter: None,
+        ..GenerationRequest::new(
+            format!("{prompt_len}+{max_tokens}"),
+            (0..prompt_len).map(|at| (at * 7 + prompt_len) % 40).collect(),
+            max_tokens,
+            CacheSettings::full(prompt_len + max_tokens),
+        )
     }
 }
 

@@ -42,23 +42,9 @@ fn prompt(number: u32, len: u32) -> Vec<u32> {
 
 fn request(prompt_ids: Vec<u32>, cache: CacheSettings) -> GenerationRequest {
     GenerationRequest {
-        request_id: "test".into(),
-        prompt_ids,
-        n: 1,
-        max_tokens: 0,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        logprobs: None,
-        prompt_logprobs: None,
-        pooling: None,
-        cache,
-        priority: 0,
         use_snapshots: true,
-        snapshot_at: None,
-        salt: Vec::new(),
-        require_exact: false,
-        steering: None,
-        visual: Vec::new(),
-        adapter: None,
+        ..GenerationRequest::new("test", prompt_ids, 0, cache)
     }
 }
 

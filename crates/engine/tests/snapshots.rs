@@ -54,23 +54,11 @@ fn ask(engine: &EngineHandle, history: &mut Vec<u32>, cache: CacheSettings, turn
     let snapshot_at = history.len() as u32;
     history.extend([1, 520, 9531, 198]);
     let request = GenerationRequest {
-        request_id: "chat".into(),
-        prompt_ids: history.clone(),
-        n: 1,
-        max_tokens: 8,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        logprobs: None,
-        prompt_logprobs: None,
-        pooling: None,
-        cache,
-        priority: 0,
         use_snapshots: true,
         snapshot_at: Some(snapshot_at),
         salt: b"tenant".to_vec(),
-        require_exact: false,
-        steering: None,
-        visual: Vec::new(),
-        adapter: None,
+        ..GenerationRequest::new("chat", history.clone(), 8, cache)
     };
     let mut stream = engine.submit(request).unwrap().pop().unwrap();
     let (mut answer, mut cached) = (Vec::new(), 0);

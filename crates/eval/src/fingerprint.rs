@@ -13,6 +13,7 @@ use locket_model::{
         BlockClass, CacheGeometry, CacheMethod, CachePlan, CacheSettings, SideArrays, SideCar, SlotType,
     },
     load::{Backend, BuildOptions, Checkpoint},
+    stable_hash::Fnv1a,
 };
 use serde::Serialize;
 
@@ -122,7 +123,7 @@ impl Print {
         batched: bool,
         scores: &[TokenScore],
     ) -> Result<Self, Error> {
-        let mut bits = 0xcbf2_9ce4_8422_2325u64;
+        let mut bits = Fnv1a::new();
         let mut sum = 0.0;
         for (row, score) in scores.iter().enumerate() {
             if !score.nll.is_finite() {
@@ -130,9 +131,7 @@ impl Print {
                 return Err(Error::NotFinite { what, row: row as u32 });
             }
             sum += f64::from(score.nll);
-            for byte in score.nll.to_bits().to_le_bytes() {
-                bits = (bits ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-            }
+            bits.add(&score.nll.to_bits().to_le_bytes());
         }
         Ok(Self {
             method: method.name(),
@@ -140,7 +139,7 @@ impl Print {
             chunk,
             batched,
             nll: sum / scores.len() as f64,
-            bits: format!("{bits:016x}"),
+            bits: format!("{:016x}", bits.value()),
         })
     }
 }

@@ -58,6 +58,16 @@ pub struct Paired {
 }
 
 impl Paired {
+    /// Wins, losses and samples, for tables.
+    pub(crate) fn tally(&self) -> String {
+        format!("{}:{}/{}", self.wins, self.losses, self.count)
+    }
+
+    /// [`Self::p_t`] for tables.
+    pub(crate) fn p_t_shown(&self) -> String {
+        self.p_t.map_or_else(|| "-".to_owned(), |p| format!("{p:.1e}"))
+    }
+
     /// Compares `these` with `others`, sample by sample; `None` if there are none or not equally many.
     pub fn of(these: &[f64], others: &[f64], better: Better) -> Option<Self> {
         if these.is_empty() || these.len() != others.len() {

@@ -99,8 +99,7 @@ fn write_paired(out: &mut fmt::Formatter<'_>, comparisons: &[Comparison]) -> fmt
         "metric", "method", "slots", "type", "other", "mean", "error", "wins", "p (t)", "p (sign)"
     )?;
     for Comparison { metric, method, slots, slot_type, against, paired } in comparisons {
-        let wins = format!("{}:{}/{}", paired.wins, paired.losses, paired.count);
-        let p_t = paired.p_t.map_or_else(|| "-".to_owned(), |p| format!("{p:.1e}"));
+        let (wins, p_t) = (paired.tally(), paired.p_t_shown());
         writeln!(
             out,
             "{metric:<22}{method:<10}{slots:>7} {slot_type:<5} {against:<10}{:>9.4}{:>8.4}{wins:>12}{p_t:>10}{:>10.1e}",

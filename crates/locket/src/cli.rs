@@ -127,6 +127,18 @@ fn print(text: &str) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The arguments of one command, for its tests; the first word is the command. Or the message of what is refused.
+#[cfg(test)]
+pub fn parsed<A: clap::Args>(words: &[&str]) -> Result<A, String> {
+    #[derive(Parser)]
+    struct Wrapped<A: clap::Args> {
+        #[command(flatten)]
+        args: A,
+    }
+    let outcome = Wrapped::<A>::try_parse_from(words);
+    outcome.map(|wrapped| wrapped.args).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;

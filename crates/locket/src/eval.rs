@@ -336,19 +336,10 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
     use super::*;
 
-    #[derive(Debug, clap::Parser)]
-    struct Wrapped {
-        #[command(flatten)]
-        args: EvalArgs,
-    }
-
     fn parse(words: &[&str]) -> Result<EvalArgs, String> {
-        let words = ["eval"].iter().chain(words);
-        Wrapped::try_parse_from(words).map(|wrapped| wrapped.args).map_err(|error| error.to_string())
+        crate::cli::parsed(&[&["eval"], words].concat())
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod layer_drops;
 pub mod llama;
 pub mod load;
 pub mod ops;
+pub mod stable_hash;
 #[doc(hidden)]
 pub mod testing;
 pub mod weights;

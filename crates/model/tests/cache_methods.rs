@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod variants;
+
 use std::{path::Path, sync::Arc};
 
 use locket_model::{
@@ -13,23 +15,18 @@ use locket_model::{
     load::{Backend, BuildOptions, Checkpoint},
     testing::{self, TinyLlama},
 };
+use variants::{RING, SLOTS};
 
-const SLOTS: u32 = 48;
-const RING: u32 = 20;
+/// Slots of `full`.
+const CONTEXT: u32 = 400;
 const VOCAB: usize = 1024;
 
 fn settings(method: CacheMethod) -> CacheSettings {
-    match method {
-        CacheMethod::Full => CacheSettings::full(400),
-        _ => CacheSettings { sinks: 4, recent: 12, ..CacheSettings::of(method, SLOTS, RING) },
-    }
+    variants::settings(method, CONTEXT)
 }
 
-/// Every method, and with budgets per layer those that have them.
 fn variants() -> Vec<CacheSettings> {
-    let with_budgets = CacheMethod::ALL.into_iter().filter(|method| method.shares_layers());
-    let with_budgets = with_budgets.map(|method| CacheSettings { layer_budgets: true, ..settings(method) });
-    CacheMethod::ALL.into_iter().map(settings).chain(with_budgets).collect()
+    variants::all(CONTEXT)
 }
 
 /// A tiny model, grouped queries, with random weights for the trained methods.

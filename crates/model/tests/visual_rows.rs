@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod variants;
+
 use std::{path::Path, sync::Arc};
 
 use locket_model::{
@@ -12,24 +14,19 @@ use locket_model::{
     testing::{self, TinyLlama},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use variants::SLOTS;
 
-const SLOTS: u32 = 48;
-const RING: u32 = 20;
+/// Slots of `full`.
+const CONTEXT: u32 = 300;
 const VOCAB: usize = 1024;
 const HIDDEN: usize = 64;
 
 fn settings(method: CacheMethod) -> CacheSettings {
-    match method {
-        CacheMethod::Full => CacheSettings::full(300),
-        _ => CacheSettings { sinks: 4, recent: 12, ..CacheSettings::of(method, SLOTS, RING) },
-    }
+    variants::settings(method, CONTEXT)
 }
 
-/// Every method, and with budgets per layer those that have them.
 fn variants() -> Vec<CacheSettings> {
-    let with_budgets = CacheMethod::ALL.into_iter().filter(|method| method.shares_layers());
-    let with_budgets = with_budgets.map(|method| CacheSettings { layer_budgets: true, ..settings(method) });
-    CacheMethod::ALL.into_iter().map(settings).chain(with_budgets).collect()
+    variants::all(CONTEXT)
 }
 
 fn build(folder: &Path, backend: Backend, slot_type: SlotType, classes: &[(u32, u32)]) -> Box<dyn Model> {

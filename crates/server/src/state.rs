@@ -12,6 +12,7 @@ use std::{
 
 use axum::body::Bytes;
 use locket_engine::{EngineHandle, EngineStatus};
+use locket_model::stable_hash::Fnv1a;
 use locket_processor::{Processor, tools::ToolFormat};
 use locket_vision::VisionModel;
 use prometheus::Registry;
@@ -322,7 +323,7 @@ impl AppState {
         if let Some(NamedAdapter { id, .. }) = adapter {
             parts.push_str(&format!("|{}", id.0));
         }
-        format!("fp_{:016x}", fnv1a(parts.as_bytes()))
+        format!("fp_{:016x}", Fnv1a::of(parts.as_bytes()))
     }
 }
 
@@ -336,20 +337,4 @@ fn warn_of_unserved_models(keys: &ApiKeys, served: &[String]) {
 /// Seconds since 1970.
 pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
-}
-
-/// The 64-bit Fowler-Noll-Vo hash (variant 1a): stable across builds, unlike the standard hasher.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn hash_has_its_published_values() {
-        assert_eq!(super::fnv1a(b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(super::fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
-    }
 }

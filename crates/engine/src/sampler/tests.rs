@@ -8,25 +8,7 @@ use crate::TokenLogprob;
 use locket_model::kv_cache::CacheSettings;
 
 fn request(sampling: SamplingParams) -> GenerationRequest {
-    GenerationRequest {
-        request_id: "test".into(),
-        prompt_ids: vec![0, 1],
-        n: 1,
-        max_tokens: 8,
-        sampling,
-        logprobs: None,
-        prompt_logprobs: None,
-        pooling: None,
-        cache: CacheSettings::full(64),
-        priority: 0,
-        use_snapshots: false,
-        snapshot_at: None,
-        salt: Vec::new(),
-        require_exact: false,
-        steering: None,
-        visual: Vec::new(),
-        adapter: None,
-    }
+    GenerationRequest { sampling, ..GenerationRequest::new("test", vec![0, 1], 8, CacheSettings::full(64)) }
 }
 
 /// Logits that look like a model's: a few good tokens above much noise, and some ties.

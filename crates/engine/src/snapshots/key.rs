@@ -248,23 +248,9 @@ mod tests {
 
     fn request(visual: Vec<VisualSpan>) -> GenerationRequest {
         GenerationRequest {
-            request_id: "keys".into(),
-            prompt_ids: (0..60).collect(),
-            n: 1,
-            max_tokens: 1,
-            sampling: crate::SamplingParams::default(),
-            logprobs: None,
-            prompt_logprobs: None,
-            pooling: None,
-            cache: CacheSettings::full(64),
-            priority: 0,
             use_snapshots: true,
-            snapshot_at: None,
-            salt: Vec::new(),
-            require_exact: false,
-            steering: None,
             visual,
-            adapter: None,
+            ..GenerationRequest::new("keys", (0..60).collect(), 1, CacheSettings::full(64))
         }
     }
 

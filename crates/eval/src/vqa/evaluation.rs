@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use locket_model::kv_cache::{CacheGeometry, CachePlan, SideArrays, SlotType};
+use locket_model::{
+    kv_cache::{CacheGeometry, CachePlan, SideArrays, SlotType},
+    stable_hash::Fnv1a,
+};
 use locket_processor::{ChatPrompt, Processor};
 use locket_vision::{
     DecodeLimits, EncodedImage, ImageLayout, RgbImage, Wants,
@@ -345,11 +348,7 @@ fn judge(right: &[u32], answer: &Answer) -> Answered {
 
 /// Names a page's image with its plan within one evaluation.
 fn key(page: usize, settings: &VisualSettings) -> u128 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in settings.fingerprint().bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    (page as u128) << 64 | u128::from(hash)
+    (page as u128) << 64 | u128::from(Fnv1a::of(settings.fingerprint().as_bytes()))
 }
 
 fn times(measured: &Measured, decode_tokens_per_s: Option<f64>) -> Option<Times> {

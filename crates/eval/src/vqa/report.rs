@@ -280,8 +280,7 @@ fn write_paired(out: &mut fmt::Formatter<'_>, paired: &[Comparison], names: usiz
         "\npaired, question by question: mean of (row - other), its standard error, wins : losses"
     )?;
     for Comparison { name, against, paired } in paired {
-        let wins = format!("{}:{}/{}", paired.wins, paired.losses, paired.count);
-        let p_t = paired.p_t.map_or_else(|| "-".to_owned(), |p| format!("{p:.1e}"));
+        let (wins, p_t) = (paired.tally(), paired.p_t_shown());
         writeln!(
             out,
             "{name:<names$}  {against:<names$}{:>9.4}{:>8.4}{wins:>14}{p_t:>10}{:>10.1e}",

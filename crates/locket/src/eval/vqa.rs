@@ -310,23 +310,10 @@ fn request(prompt: &Prompt, adapter: Option<AdapterId>) -> GenerationRequest {
     });
     let slots = u32::try_from(prompt.ids.len()).unwrap_or(u32::MAX).saturating_add(prompt.tokens);
     GenerationRequest {
-        request_id: "vqa".into(),
-        prompt_ids: prompt.ids.clone(),
-        n: 1,
-        max_tokens: prompt.tokens,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        logprobs: None,
-        prompt_logprobs: None,
-        pooling: None,
-        cache: CacheSettings::full(slots),
-        priority: 0,
-        use_snapshots: false,
-        snapshot_at: None,
-        salt: Vec::new(),
-        require_exact: false,
-        steering: None,
         visual: span.into_iter().collect(),
         adapter: adapter.filter(|_| prompt.image.is_some()),
+        ..GenerationRequest::new("vqa", prompt.ids.clone(), prompt.tokens, CacheSettings::full(slots))
     }
 }
 
@@ -334,20 +321,12 @@ fn request(prompt: &Prompt, adapter: Option<AdapterId>) -> GenerationRequest {
 mod tests {
     use std::sync::Arc;
 
-    use clap::Parser as _;
     use locket_eval::vqa::PromptImage;
 
     use super::*;
 
-    #[derive(Debug, clap::Parser)]
-    struct Wrapped {
-        #[command(flatten)]
-        args: VqaArgs,
-    }
-
     fn parse(words: &[&str]) -> Result<VqaArgs, String> {
-        let words = ["vqa"].iter().chain(words);
-        Wrapped::try_parse_from(words).map(|wrapped| wrapped.args).map_err(|error| error.to_string())
+        crate::cli::parsed(&[&["vqa"], words].concat())
     }
 
     #[test]

@@ -102,6 +102,8 @@ pub(super) fn survivors(boundary: &Boundary, places: &[u32], attention: &Attenti
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn softmax(logits: &[f64]) -> Vec<f64> {
@@ -168,8 +170,16 @@ mod tests {
         let by_threshold = Keep::Above { global: 0.12, individual: 0.04 };
         let stays = survivors(&boundary(by_threshold, rank()), &places, &attention);
         assert_eq!(kept(&stays), [0, 2, 3, 4]);
+        let of = |keep: Keep, key_set: &[u32]| {
+            let rank = Rank::TextRows { key_set: key_set.into() };
+            kept(&survivors(&boundary(keep, rank), &places, &attention))
+        };
+        assert_eq!(of(by_threshold, &[]), [0, 2, 4]);
         let stays = survivors(&boundary(Keep::Exactly(3), rank()), &places, &attention);
         assert_eq!(kept(&stays), [0, 3, 4], "the key set and the best others");
+        assert_eq!(of(Keep::Exactly(3), &[]), [0, 2, 4]);
+        assert_eq!(of(Keep::Exactly(2), &[1, 3, 5]), [1, 3], "the key set stays within the budget");
+        assert_eq!(of(Keep::Exactly(6), &[3]), [0, 1, 2, 3, 4, 5]);
         // Places are those of the image, whatever has left before.
         let stays = survivors(&boundary(Keep::Exactly(1), rank()), &[1, 2, 3], &Attention::new(3));
         assert_eq!(kept(&stays), [2]);
@@ -198,5 +208,27 @@ mod tests {
         let mut attention = Attention::new(2);
         attention.add(&weights, &[4, 9]);
         assert_eq!((attention.sums[1], attention.most[0]), (0.0, weights[4]));
+    }
+
+    proptest! {
+        #[test]
+        fn budgets_are_exact(
+            received in prop::collection::vec(prop::collection::vec(0.0..1.0f64, 8), 5),
+            keep in 0usize..9,
+            key in prop::collection::btree_set(0u32..8, 0..8),
+        ) {
+            let image: Vec<usize> = (0..8).collect();
+            let mut attention = Attention::new(8);
+            received.iter().for_each(|row| attention.add(row, &image));
+            let key: Vec<u32> = key.into_iter().collect();
+            let rank = Rank::TextRows { key_set: key.as_slice().into() };
+            let places: Vec<u32> = (0..8).collect();
+            let stays = survivors(&boundary(Keep::Exactly(keep as u32), rank), &places, &attention);
+            let kept = kept(&stays);
+            prop_assert_eq!(kept.len(), keep.min(8));
+            if key.len() <= keep {
+                prop_assert!(key.iter().all(|&place| kept.contains(&(place as usize))));
+            }
+        }
     }
 }

@@ -17,6 +17,7 @@ use std::{
 use crate::{
     Error, Model, ModelConfig,
     kv_cache::{CachePlan, SideCar},
+    stable_hash::Fnv1a,
     weights::{MappedFile, WeightFiles, names::Naming},
 };
 pub(crate) use folder::read_json;
@@ -171,18 +172,16 @@ impl Checkpoint {
     }
 }
 
-/// FNV-1a over 64 bits: not for security, but stable between releases and platforms.
-pub(crate) struct Fingerprint(u64);
+/// What tells checkpoints apart: a hash that is stable between releases and platforms.
+pub(crate) struct Fingerprint(Fnv1a);
 
 impl Fingerprint {
     pub(crate) fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
+        Self(Fnv1a::new())
     }
 
     fn add(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
+        self.0.add(bytes);
     }
 
     /// Adds a weight file: its length and its header.
@@ -192,7 +191,7 @@ impl Fingerprint {
     }
 
     pub(crate) fn hex(&self) -> String {
-        format!("{:016x}", self.0)
+        format!("{:016x}", self.0.value())
     }
 }
 

@@ -4,7 +4,7 @@
 
 use locket_model::{Boundary, Keep, Rank};
 
-use super::{DropMethod, Stage, VisualSettings, everything};
+use super::{DropMethod, Stage, VisualSettings};
 use crate::{EncodedImage, Error, ImageLayout};
 
 /// Drops at the decoder's quarter points, the same share each time, down to the budget at the last.
@@ -13,14 +13,6 @@ pub(super) struct Pyramid(pub(super) VisualSettings);
 impl DropMethod for Pyramid {
     fn settings(&self) -> &VisualSettings {
         &self.0
-    }
-
-    fn planned_tokens(&self, layout: &ImageLayout) -> usize {
-        layout.tokens()
-    }
-
-    fn before_llm(&self, image: &EncodedImage) -> Result<Vec<u32>, Error> {
-        Ok(everything(image))
     }
 
     fn stages(&self, layers: usize, layout: &ImageLayout) -> Vec<Stage> {
@@ -47,14 +39,6 @@ pub(super) struct FastV(pub(super) VisualSettings);
 impl DropMethod for FastV {
     fn settings(&self) -> &VisualSettings {
         &self.0
-    }
-
-    fn planned_tokens(&self, layout: &ImageLayout) -> usize {
-        layout.tokens()
-    }
-
-    fn before_llm(&self, image: &EncodedImage) -> Result<Vec<u32>, Error> {
-        Ok(everything(image))
     }
 
     fn stages(&self, layers: usize, layout: &ImageLayout) -> Vec<Stage> {

@@ -17,7 +17,7 @@ mod dpp;
 mod hired;
 mod in_llm;
 mod must;
-pub mod rank;
+mod rank;
 mod sampling;
 pub mod settings;
 #[cfg(test)]
@@ -51,14 +51,16 @@ pub struct Stage {
     pub keep: u32,
 }
 
-/// Chooses visual tokens.
+/// Chooses visual tokens; as it stands, all of them go in and none leaves.
 pub trait DropMethod: Send + Sync {
     /// The settings it was made from.
     fn settings(&self) -> &VisualSettings;
 
     /// Tokens that will go into the decoder, from the image's size alone; exact unless
     /// [`VisualSettings::compat`].
-    fn planned_tokens(&self, layout: &ImageLayout) -> usize;
+    fn planned_tokens(&self, layout: &ImageLayout) -> usize {
+        layout.tokens()
+    }
 
     /// What the encoding has to contain.
     fn wants(&self) -> Wants<'static> {
@@ -74,7 +76,9 @@ pub trait DropMethod: Send + Sync {
     ///
     /// # Errors
     /// [`Error::InvalidPlan`] if the image was not encoded with what [`Self::wants`] asks for.
-    fn before_llm(&self, image: &EncodedImage) -> Result<Vec<u32>, Error>;
+    fn before_llm(&self, image: &EncodedImage) -> Result<Vec<u32>, Error> {
+        Ok(everything(image))
+    }
 
     /// Where in a decoder of `layers` layers how many tokens will leave, from the image's size alone.
     fn stages(&self, _layers: usize, _layout: &ImageLayout) -> Vec<Stage> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use locket_model::{Boundary, Keep, Rank};
 
 use super::{
-    Budget, DropMethod, Method, Stage, VisualSettings, attention, everything,
+    Budget, DropMethod, Method, Stage, VisualSettings, attention,
     in_llm::stages,
     rank::{compare, descending},
 };
@@ -99,10 +99,6 @@ impl DropMethod for Must {
 
     fn merge(&self, layout: &ImageLayout) -> Option<Box<dyn PatchMerge>> {
         self.merge_plan(layout).map(|plan| Box::new(plan) as Box<dyn PatchMerge>)
-    }
-
-    fn before_llm(&self, image: &EncodedImage) -> Result<Vec<u32>, Error> {
-        Ok(everything(image))
     }
 
     fn stages(&self, layers: usize, layout: &ImageLayout) -> Vec<Stage> {

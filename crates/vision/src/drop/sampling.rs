@@ -3,7 +3,6 @@
 use super::{
     DropMethod, VisualSettings,
     choice::{Choice, patches},
-    everything,
 };
 use crate::{EncodedImage, Error, ImageLayout, Wants};
 
@@ -13,14 +12,6 @@ pub(super) struct Everything(pub(super) VisualSettings);
 impl DropMethod for Everything {
     fn settings(&self) -> &VisualSettings {
         &self.0
-    }
-
-    fn planned_tokens(&self, layout: &ImageLayout) -> usize {
-        layout.tokens()
-    }
-
-    fn before_llm(&self, image: &EncodedImage) -> Result<Vec<u32>, Error> {
-        Ok(everything(image))
     }
 }
 

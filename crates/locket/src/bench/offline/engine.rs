@@ -105,23 +105,8 @@ async fn client(engine: &EngineHandle, load: Load, vocab: u32, number: u32) -> a
 async fn generate(engine: &EngineHandle, prompt_ids: Vec<u32>, max_tokens: u32) -> anyhow::Result<Answer> {
     let capacity = u32::try_from(prompt_ids.len()).unwrap_or(u32::MAX).saturating_add(max_tokens);
     let request = GenerationRequest {
-        request_id: "bench".into(),
-        prompt_ids,
-        n: 1,
-        max_tokens,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        logprobs: None,
-        prompt_logprobs: None,
-        pooling: None,
-        cache: CacheSettings::full(capacity),
-        priority: 0,
-        use_snapshots: false,
-        snapshot_at: None,
-        salt: Vec::new(),
-        require_exact: false,
-        steering: None,
-        visual: Vec::new(),
-        adapter: None,
+        ..GenerationRequest::new("bench", prompt_ids, max_tokens, CacheSettings::full(capacity))
     };
     let submitted = Instant::now();
     let mut stream = engine.submit(request)?.pop().context("the engine gave no stream")?;
