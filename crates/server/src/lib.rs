@@ -28,6 +28,7 @@ mod openai;
 mod openapi;
 mod page;
 mod prompt;
+mod recent;
 mod routes;
 mod run;
 mod schema;

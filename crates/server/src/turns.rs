@@ -8,7 +8,6 @@
 mod journal;
 
 use std::{
-    collections::{BTreeMap, HashMap},
     io,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -16,13 +15,12 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{choice::TokenTable, metrics::TurnMetrics};
+use crate::{
+    choice::TokenTable,
+    metrics::TurnMetrics,
+    recent::{Key, Recent},
+};
 use journal::Journal;
-
-type Key = [u8; 32];
-
-/// Bytes that an entry needs beside its ids, roughly: keys and nodes of both maps, allocations.
-const ENTRY_BYTES: usize = 256;
 
 /// Everything in front of a turn: its text, the ids of the remembered turns in it, and whose it is.
 /// Two prompts with the same prefix have the same ids.
@@ -67,32 +65,22 @@ impl TurnPrefix {
 /// Remembered turns; those used least recently go first. Bounded in bytes.
 #[derive(Debug)]
 pub(crate) struct TurnMemory {
-    max_bytes: usize,
     turns: Mutex<Turns>,
     metrics: Option<TurnMetrics>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Turns {
-    by_key: HashMap<Key, Turn>,
-    /// Keys by the time of their last use.
-    by_use: BTreeMap<u64, Key>,
-    uses: u64,
-    bytes: usize,
+    kept: Recent<[u32]>,
     /// Where turns outlive the process.
     journal: Option<Journal>,
-}
-
-#[derive(Debug)]
-struct Turn {
-    ids: Arc<[u32]>,
-    last_use: u64,
 }
 
 impl TurnMemory {
     /// An empty memory of at most `max_bytes`.
     pub(crate) fn new(max_bytes: usize) -> Self {
-        Self { max_bytes, turns: Mutex::default(), metrics: None }
+        let turns = Turns { kept: Recent::new(max_bytes), journal: None };
+        Self { turns: Mutex::new(turns), metrics: None }
     }
 
     /// Counts what is looked up from now on.
@@ -110,7 +98,7 @@ impl TurnMemory {
         let memory = Self::new(max_bytes);
         let mut turns = memory.lock();
         for (key, ids) in records {
-            turns.insert(key, ids, max_bytes);
+            turns.insert(key, ids);
         }
         turns.journal = Some(journal);
         drop(turns);
@@ -119,34 +107,22 @@ impl TurnMemory {
 
     /// Whether nothing is remembered.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().by_key.is_empty()
+        self.lock().kept.len() == 0
     }
 
     /// How many turns are remembered, and in how many bytes.
     pub(crate) fn size(&self) -> (usize, usize) {
         let turns = self.lock();
-        (turns.by_key.len(), turns.bytes)
+        (turns.kept.len(), turns.kept.bytes())
     }
 
     /// The ids of the turn with this text after `prefix`.
     pub(crate) fn find(&self, prefix: &TurnPrefix, text: &str) -> Option<Arc<[u32]>> {
-        let found = self.take_out(prefix.key(text));
+        let found = self.lock().kept.get(&prefix.key(text));
         if let Some(metrics) = &self.metrics {
             metrics.looked_up(found.is_some());
         }
         found
-    }
-
-    /// The ids under `key`, which has been used now.
-    fn take_out(&self, key: Key) -> Option<Arc<[u32]>> {
-        let mut turns = self.lock();
-        let now = turns.next_use();
-        let turn = turns.by_key.get_mut(&key)?;
-        let ids = Arc::clone(&turn.ids);
-        let last_use = std::mem::replace(&mut turn.last_use, now);
-        turns.by_use.remove(&last_use);
-        turns.by_use.insert(now, key);
-        Some(ids)
     }
 
     /// Remembers a turn. One with the same text after the same prefix is replaced: of several choices
@@ -154,7 +130,7 @@ impl TurnMemory {
     fn remember(&self, prefix: &TurnPrefix, text: &str, ids: &[u32]) {
         let (key, ids) = (prefix.key(text), Arc::from(ids));
         let mut turns = self.lock();
-        if !turns.insert(key, Arc::clone(&ids), self.max_bytes) {
+        if !turns.insert(key, Arc::clone(&ids)) {
             return;
         }
         let Some(mut journal) = turns.journal.take() else { return };
@@ -172,46 +148,15 @@ impl TurnMemory {
 }
 
 impl Turns {
-    fn next_use(&mut self) -> u64 {
-        self.uses += 1;
-        self.uses
-    }
-
-    /// Whether a turn of this size can be remembered: then it is, and the oldest ones make room.
-    fn insert(&mut self, key: Key, ids: Arc<[u32]>, max_bytes: usize) -> bool {
-        let bytes = bytes_of(&ids);
-        if bytes > max_bytes {
-            return false;
-        }
-        self.remove(&key);
-        while self.bytes + bytes > max_bytes
-            && let Some((_, oldest)) = self.by_use.first_key_value()
-        {
-            let oldest = *oldest;
-            self.remove(&oldest);
-        }
-        let last_use = self.next_use();
-        self.by_use.insert(last_use, key);
-        self.by_key.insert(key, Turn { ids, last_use });
-        self.bytes += bytes;
-        true
+    /// Whether the turn is remembered.
+    fn insert(&mut self, key: Key, ids: Arc<[u32]>) -> bool {
+        let bytes = size_of_val(&*ids);
+        self.kept.insert(key, ids, bytes)
     }
 
     fn oldest_first(&self) -> Vec<journal::Record> {
-        let turns = self.by_use.values().filter_map(|key| Some((*key, self.by_key.get(key)?)));
-        turns.map(|(key, turn)| (key, Arc::clone(&turn.ids))).collect()
+        self.kept.oldest_first().map(|(key, ids)| (key, Arc::clone(ids))).collect()
     }
-
-    fn remove(&mut self, key: &Key) {
-        if let Some(turn) = self.by_key.remove(key) {
-            self.by_use.remove(&turn.last_use);
-            self.bytes -= bytes_of(&turn.ids);
-        }
-    }
-}
-
-fn bytes_of(ids: &[u32]) -> usize {
-    size_of_val(ids) + ENTRY_BYTES
 }
 
 /// Follows one choice to its end, then remembers it.
@@ -262,6 +207,10 @@ mod tests {
     use super::*;
     use crate::choice::tests::Bytes;
 
+    fn bytes_of(ids: &[u32]) -> usize {
+        size_of_val(ids) + crate::recent::ENTRY_BYTES
+    }
+
     fn prefix(salt: &str, parts: &[&str]) -> TurnPrefix {
         let mut prefix = TurnPrefix::new(salt.as_bytes());
         parts.iter().for_each(|part| prefix.push_text(part));
@@ -311,7 +260,7 @@ mod tests {
         assert!([0, 2, 3].iter().all(|i| memory.find(&at(*i), "x").is_some()));
         memory.remember(&at(4), "x", &[4; 1000]);
         assert!(memory.find(&at(4), "x").is_none(), "larger than the whole memory");
-        assert_eq!(memory.lock().bytes, 3 * one);
+        assert_eq!(memory.lock().kept.bytes(), 3 * one);
     }
 
     #[test]
@@ -366,10 +315,10 @@ mod tests {
                     memory.remember(&prefix, "x", &vec![0; len]);
                 }
                 let turns = memory.lock();
-                let bytes: usize = turns.by_key.values().map(|turn| bytes_of(&turn.ids)).sum();
-                prop_assert_eq!(turns.bytes, bytes);
+                let bytes: usize = turns.oldest_first().iter().map(|(_, ids)| bytes_of(ids)).sum();
+                prop_assert_eq!(turns.kept.bytes(), bytes);
                 prop_assert!(bytes <= 1000);
-                prop_assert_eq!(turns.by_use.len(), turns.by_key.len());
+                prop_assert_eq!(turns.oldest_first().len(), turns.kept.len());
             }
         }
     }

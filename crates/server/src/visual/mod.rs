@@ -2,10 +2,9 @@
 //!
 //! What an image costs is known from its header ([`Picture`]), so a prompt that is too long is refused
 //! before the tower runs. The tower has threads of its own ([`tower`]), its results are kept for
-//! images that come again ([`cache`]), and the decoder gets rows in place of the prompt's placeholders
+//! images that come again, and the decoder gets rows in place of the prompt's placeholders
 //! ([`prompt`]).
 
-mod cache;
 mod choice;
 mod config;
 mod metrics;
@@ -15,7 +14,7 @@ mod report;
 mod seen;
 mod tower;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use locket_vision::{DecodeLimits, VisionModel};
 use prometheus::Registry;
@@ -28,8 +27,7 @@ pub(crate) use prompt::{PromptImages, collect, report, see};
 pub(crate) use report::{VisualReport, VisualReports, reports};
 pub(crate) use seen::Seen;
 
-use crate::{config::ServerConfig, media::Fetcher, state::SetupError};
-use cache::ImageCache;
+use crate::{config::ServerConfig, media::Fetcher, recent::Recent, state::SetupError};
 use metrics::VisualMetrics;
 use seen::InFlight;
 use tower::TowerThreads;
@@ -44,7 +42,8 @@ pub(crate) struct Sight {
     /// Most bytes of all images of a request: as many as may come with it.
     max_total_bytes: usize,
     fetcher: Fetcher,
-    cache: ImageCache<Seen>,
+    /// Images that were seen, by the digest of file and plan.
+    cache: Mutex<Recent<Seen>>,
     in_flight: InFlight,
     tower: TowerThreads,
     metrics: VisualMetrics,
@@ -72,7 +71,7 @@ impl Sight {
             limits,
             max_total_bytes: config.max_body_bytes.max(config.images.max_bytes),
             fetcher: Fetcher::new(config.images.clone())?,
-            cache: ImageCache::new(config.visual.cache_bytes),
+            cache: Mutex::new(Recent::new(config.visual.cache_bytes)),
             in_flight: InFlight::default(),
             tower,
             metrics,

@@ -10,11 +10,12 @@ use locket_vision::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{Detail, Sight, VisualFields, cache::CacheKey};
+use super::{Detail, Sight, VisualFields};
 use crate::{
     blocking,
     error::ApiError,
     media::{EncodedImage, ImageSource, MediaError},
+    recent::Key,
 };
 
 /// A reference to an image in a request.
@@ -44,7 +45,7 @@ pub(crate) struct Picture {
     /// The file.
     pub(super) bytes: Bytes,
     /// What its tokens depend on.
-    pub(super) key: CacheKey,
+    pub(super) key: Key,
 }
 
 /// Images fetched at once for one request.
@@ -127,7 +128,7 @@ pub(super) fn drop_method(settings: &VisualSettings) -> Result<Box<dyn DropMetho
 }
 
 /// The same bytes with the same plan have the same tokens.
-fn key(image: &[u8; 32], settings: &VisualSettings, detail: Detail) -> CacheKey {
+fn key(image: &[u8; 32], settings: &VisualSettings, detail: Detail) -> Key {
     let mut digest = Sha256::new();
     digest.update(image);
     digest.update([u8::from(detail.is_base_only())]);

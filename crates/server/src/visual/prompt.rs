@@ -34,11 +34,10 @@ pub(crate) struct PromptImages {
 /// # Errors
 /// 400 if prompt and answer are too long, before anything is seen; an image that cannot be decoded.
 pub(crate) async fn see(state: &AppState, plan: &Plan<'_>, prompt: &mut PromptIds) -> Result<(), ApiError> {
-    let pictures = std::mem::take(&mut prompt.pictures);
-    let Some(sight) = state.sight().filter(|_| !pictures.is_empty()) else { return Ok(()) };
+    let Some(sight) = state.sight().filter(|_| !prompt.pictures.is_empty()) else { return Ok(()) };
     check_fields(plan)?;
-    prompt.pictures = pictures.clone();
     plan.max_tokens(prompt.planned_length())?;
+    let pictures = prompt.pictures.clone();
     let seen = try_join_all(pictures.iter().map(|picture| sight.see(picture))).await?;
     for (picture, (seen, _)) in pictures.iter().zip(&seen) {
         let method = picture.settings.method.name();
@@ -47,9 +46,7 @@ pub(crate) async fn see(state: &AppState, plan: &Plan<'_>, prompt: &mut PromptId
     let rows: Vec<&Arc<Seen>> = seen.iter().map(|(seen, _)| seen).collect();
     prompt.expand(&rows);
     if plan.wants_report() {
-        let images = pictures.iter().zip(&seen);
-        let images = images.map(|(picture, (seen, kept))| (picture.as_ref(), seen.as_ref(), *kept));
-        prompt.images.reports = Some(VisualReports(Arc::new(reports(images))));
+        prompt.images.reports = Some(reports_of(&pictures, &seen));
     }
     Ok(())
 }
@@ -95,9 +92,14 @@ pub(crate) async fn report(
     let Some(sight) = state.sight() else { return Ok(VisualReports::default()) };
     let pictures = sight.collect(parts, fields.unwrap_or(&VisualFields::default())).await?;
     let seen = try_join_all(pictures.iter().map(|picture| sight.see(picture))).await?;
-    let images = pictures.iter().zip(&seen);
+    Ok(reports_of(&pictures, &seen))
+}
+
+/// What became of each of `pictures`, of which `seen` says whether they were kept from before.
+fn reports_of(pictures: &[Arc<Picture>], seen: &[(Arc<Seen>, bool)]) -> VisualReports {
+    let images = pictures.iter().zip(seen);
     let images = images.map(|(picture, (seen, kept))| (picture.as_ref(), seen.as_ref(), *kept));
-    Ok(VisualReports(Arc::new(reports(images))))
+    VisualReports(Arc::new(reports(images)))
 }
 
 impl PromptIds {

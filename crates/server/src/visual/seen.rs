@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
@@ -13,12 +13,12 @@ use locket_vision::{
 };
 use tokio::sync::OnceCell;
 
-use super::{
-    Picture, Sight,
-    cache::{CacheKey, Sized},
-    picture::drop_method,
+use super::{Picture, Sight, picture::drop_method};
+use crate::{
+    error::ApiError,
+    media::MediaError,
+    recent::{Key, Recent},
 };
-use crate::{error::ApiError, media::MediaError};
 
 /// The visual tokens of an image.
 #[derive(Debug)]
@@ -39,7 +39,8 @@ pub(crate) struct Seen {
     pub(crate) drops: Option<Arc<LayerDrops>>,
 }
 
-impl Sized for Seen {
+impl Seen {
+    /// Bytes on the heap, roughly.
     fn bytes(&self) -> usize {
         let plan = &self.plan;
         size_of_val(&*self.embeddings)
@@ -52,17 +53,17 @@ impl Sized for Seen {
 /// Images that are being seen, so that the same one asked for twice at once is seen once.
 #[derive(Default)]
 pub(super) struct InFlight {
-    cells: Mutex<HashMap<CacheKey, Arc<OnceCell<Arc<Seen>>>>>,
+    cells: Mutex<HashMap<Key, Arc<OnceCell<Arc<Seen>>>>>,
 }
 
 impl InFlight {
-    fn cell(&self, key: CacheKey) -> Arc<OnceCell<Arc<Seen>>> {
+    fn cell(&self, key: Key) -> Arc<OnceCell<Arc<Seen>>> {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(cells.entry(key).or_default())
     }
 
     /// Forgets a cell that nobody else waits for.
-    fn leave(&self, key: &CacheKey, cell: &Arc<OnceCell<Arc<Seen>>>) {
+    fn leave(&self, key: &Key, cell: &Arc<OnceCell<Arc<Seen>>>) {
         let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         // The map's own, and the one of whoever leaves.
         let is_done = Arc::strong_count(cell) <= 2 || cell.initialized();
@@ -75,7 +76,7 @@ impl InFlight {
 /// Leaves even when the request is given up.
 struct Waiting<'a> {
     in_flight: &'a InFlight,
-    key: CacheKey,
+    key: Key,
     cell: Arc<OnceCell<Arc<Seen>>>,
 }
 
@@ -98,7 +99,8 @@ impl Sight {
     /// # Errors
     /// Bytes that cannot be decoded, too many images that wait, an error of the device.
     pub(crate) async fn see(&self, picture: &Arc<Picture>) -> Result<(Arc<Seen>, bool), ApiError> {
-        if let Some(seen) = self.cache.get(&picture.key) {
+        let kept = self.cache().get(&picture.key);
+        if let Some(seen) = kept {
             self.metrics.count_image(true);
             return Ok((seen, true));
         }
@@ -128,9 +130,15 @@ impl Sight {
             Failure::Image(error) => self.refused(&error, &picture.path),
             Failure::Model(error) => ApiError::internal(&error.to_string()),
         })?);
-        self.cache.insert(picture.key, &seen);
-        self.metrics.set_cache_bytes(self.cache.bytes());
+        let mut cache = self.cache();
+        cache.insert(picture.key, Arc::clone(&seen), seen.bytes());
+        self.metrics.set_cache_bytes(cache.bytes());
+        drop(cache);
         Ok(seen)
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Recent<Seen>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The answer to an image that cannot be used; counts it.
